@@ -14,7 +14,7 @@ def base(name: str = "tiny", prediction: str = "epsilon") -> str:
 
     from gzcli.models.stable_diffusion import tiny
 
-    base = tiny.made(name)
+    base = tiny.tiny_base(name)
     if not base.flow:
         base.pipe.scheduler = DDIMScheduler.from_config(
             base.pipe.scheduler.config, prediction_type=prediction

@@ -41,8 +41,8 @@ def demo(
     try:
         page, url = serve(offered, port=port, share=share, browser=not no_browser)
     except OSError as e:
-        taken = f"port {port} is in use" if port else "no port from 7860 to 7959 is free"
-        raise UsageError(taken, hint="choose another port with `--port N`") from e
+        message = f"port {port} is in use" if port else "no port from 7860 to 7959 is free"
+        raise UsageError(message, hint="choose another port with `--port N`") from e
     out.text(url)
     out.data({"url": url, "runs": [choice.name for choice in offered]})
     out.info("press Ctrl-C to stop the server")

@@ -21,13 +21,13 @@ def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
     """
     from gzcli.report.write import write
 
-    made = write(folder, to, split(columns))
-    page = Path(made["html"])
+    paths = write(folder, to, split(columns))
+    page = Path(paths["html"])
     out.text(str(page))
     look = (f"python -m webbrowser {quoted(page)}", "open the page in a browser")
     more = (f"ls {quoted(page.parent)}", "list its Markdown, LaTeX and figures")
     end([bytes_of(page), took()], [look, more])
-    out.data(made)
+    out.data(paths)
 
 
 def check_report(to: Path | None) -> None:
@@ -47,9 +47,9 @@ def with_report(
         return dict(result)
     from gzcli.report.write import write
 
-    made = write(folder, to, split(columns))
-    out.info(f"report: {made['html']}")
-    return {**result, "report": made}
+    paths = write(folder, to, split(columns))
+    out.info(f"report: {paths['html']}")
+    return {**result, "report": paths}
 
 
 def page_of(result: Mapping[str, Any], folder: Path | str) -> list[tuple[str, str]]:

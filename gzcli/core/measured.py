@@ -111,8 +111,8 @@ def results() -> str:
     """The rows of every league as one CSV, each with the set, scale, machine, commit and budget."""
     rows = []
     for data, scale in places():
-        made = {key: about(data, scale)[key] for key in ("machine", "commit", "budget")}
-        rows += [{"data": data, "scale": scale, **made, **row} for row in standings(data, scale)]
+        facts = {key: about(data, scale)[key] for key in ("machine", "commit", "budget")}
+        rows += [{"data": data, "scale": scale, **facts, **row} for row in standings(data, scale)]
     text = io.StringIO()
     table = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
     table.writeheader()

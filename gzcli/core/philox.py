@@ -97,8 +97,8 @@ def draw(
             counters[0] = torch.arange(left, right, device=device)
             counters[1] = call
             counters[2], counters[3] = part & WORD, part >> 32
-            for w, made in enumerate(numbers(philox(counters, key))):
-                out[top : top + height, w, left:right] = made
+            for w, word in enumerate(numbers(philox(counters, key))):
+                out[top : top + height, w, left:right] = word
     return out.flatten(1)[:, :count].contiguous()
 
 

@@ -42,16 +42,16 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(name for name in SETS if name in flags)
 
 
-def chosen_precision(wanted: str, kind: str) -> str:
+def chosen_precision(precision: str, kind: str) -> str:
     """The precision on a kind of device: fp32, bf16 or fp16. `auto` selects a 16-bit type if the device gains
     from it; on a CPU, this is measured. Raises UsageError for fp16 if the device does not compute in it."""
     import torch
 
-    if wanted == "fp16" and not kind_of(kind).fp16:
+    if precision == "fp16" and not kind_of(kind).fp16:
         hint = "use `bf16`, which works on many CPUs, or `fp32`"
         raise UsageError("`train.precision: fp16` needs a GPU", hint=hint)
-    if wanted != "auto":
-        return wanted
+    if precision != "auto":
+        return precision
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return faster(cpu_rates(cpu_name())) if kind == "cpu" else "fp32"

@@ -294,8 +294,8 @@ def _link(row: Mapping[str, str]) -> str:
 
 def league_facts(data: str, scale: str) -> tuple[Any, ...]:
     """What the page of leagues prints of one, in the order of its template."""
-    made, named = measured.about(data, scale), (league_seeds(data, scale), league_tuned(data, scale))
-    return data, scale, made, *named, *league_table(data, scale)
+    facts, named = measured.about(data, scale), (league_seeds(data, scale), league_tuned(data, scale))
+    return data, scale, facts, *named, *league_table(data, scale)
 
 
 def league_seeds(data: str, scale: str) -> str:

@@ -136,9 +136,9 @@ class EMA:
     @torch.no_grad()
     def _swap(self) -> None:
         for p, s in zip(self.params, self.shadow, strict=True):
-            held = p.clone()
+            weights = p.clone()
             p.copy_(s)
-            s.copy_(held)
+            s.copy_(weights)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name, each sharded if its parameter is."""

@@ -35,7 +35,7 @@ class History:
     """The losses of a run, summed on the device until they are logged, and its other metrics."""
 
     trackers: Trackers | None = None
-    said = False  # whether a warning on dropped gradients was shown
+    warned = False  # whether a warning on dropped gradients was shown
 
     def __init__(self, run: Run, log: Log, device: torch.device):
         self.run, self.log = run, log
@@ -101,9 +101,9 @@ class History:
         if dropped := int(self.dropped):
             values["dropped"] = dropped
             self.dropped.zero_()
-            if not self.said:
+            if not self.warned:
                 self.log.warn("steps with non-finite gradients are skipped and counted as `dropped`")
-            self.said = True
+            self.warned = True
         self.record("step", step, values | bar.show(step, values))
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:

@@ -264,7 +264,7 @@ def draws_of(model: Model, batch: Batch, phase: str) -> list[Draw]:
     with mode, ranks.alone():
         named_losses(blank, part, phase)
     assert isinstance(part.noise, RecordedNoise)
-    return part.noise.made
+    return part.noise.draws
 
 
 def numbers(model: Model) -> dict[str, float]:
@@ -301,10 +301,10 @@ class RecordedNoise(Noise):
 
     def __init__(self, total: int, start: Tensor):
         self.total, self.start, self.device = total, start, start.device
-        self.made: list[Draw] = []
+        self.draws: list[Draw] = []
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
-        self.made.append((method, tuple(int(n) for n in shape), high))
+        self.draws.append((method, tuple(int(n) for n in shape), high))
         dtype = torch.int64 if method == "random_" else torch.get_default_dtype()
         return torch.zeros(shape, dtype=dtype, device=self.device)
 

@@ -237,8 +237,8 @@ def _of_other_data(
         log.info(f"`train.init`: unused layers of the weights: {_some(dropped)}")
     fit = {n: v for n, v in weights.items() if n in present and v.shape == present[n].shape}
     changed = {n: v for n, v in anew.items() if n in fit and n in parameters}  # because of missing layers
-    taken = {n: v for n, v in fit.items() if n not in anew} | changed
-    return taken, {n: v for n, v in anew.items() if n not in changed}
+    suitable = {n: v for n, v in fit.items() if n not in anew} | changed
+    return suitable, {n: v for n, v in anew.items() if n not in changed}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
-        self.held: dict[int, tuple[np.ndarray, str]] = {}  # constants by identity, each written once
+        self.names_of: dict[int, tuple[np.ndarray, str]] = {}  # constants by identity, each written once
         self.features = ""  # outputs of the network that several models share, once they exist
         self.shared: dict[tuple[int, int], tuple[str, Shape]] = {}  # residuals, and their shape
         self.rows: dict[int, str] = {}  # rows of components by identity, if they share a basis
@@ -63,12 +63,12 @@ class Graph:
     def constant(self, value: np.ndarray) -> str:
         from onnx import numpy_helper
 
-        if id(value) not in self.held:
-            self.held[id(value)] = value, f"c{len(self.constants)}"
+        if id(value) not in self.names_of:
+            self.names_of[id(value)] = value, f"c{len(self.constants)}"
             plain = np.asarray(value)
             plain = plain.astype(np.float32) if plain.dtype == np.float64 else plain
-            self.constants.append(numpy_helper.from_array(plain, self.held[id(value)][1]))
-        return self.held[id(value)][1]
+            self.constants.append(numpy_helper.from_array(plain, self.names_of[id(value)][1]))
+        return self.names_of[id(value)][1]
 
     def mean(self, x: str, *axes: int, keep: bool = False) -> str:
         return self("ReduceMean", x, axes=list(axes), keepdims=int(keep))

@@ -188,5 +188,5 @@ def scored(folder: Path, images: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "alarm.onnx")
-    ones = (np.array(images[i : i + 1]) for i in range(len(images)))
-    return np.array([session.run(["score"], {"image": x})[0].item() for x in ones])
+    singles = (np.array(images[i : i + 1]) for i in range(len(images)))
+    return np.array([session.run(["score"], {"image": x})[0].item() for x in singles])

@@ -155,18 +155,18 @@ def saved_of(published: Published, name: str) -> Saved:
     sample = {"sampler": "renoise", "steps": 1, "spacing": "logsnr"} if published.consistency else {}
     train = TrainSection(steps=1)
     part = Part(model, options, sample=sample, about=f"Published weights, {name}", data=data, train=train)
-    made: Any = build_model(part, info)
+    network: Any = build_model(part, info)
     tensors = dict(_tensors(published.net))
     if published.flow:
         tensors = reversed_flow(tensors, config)
-    _check_config(published, made)
+    _check_config(published, network)
     try:
-        made.net.load_diffusers(tensors)
+        network.net.load_diffusers(tensors)
     except (RuntimeError, KeyError) as e:
         message = f"the weights of `{published.net}` do not fit its `config.json`"
         raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
-    check(made, published)
-    return Saved(weights_of(made.state_dict()), part, info, 1, {}, space)
+    check(network, published)
+    return Saved(weights_of(network.state_dict()), part, info, 1, {}, space)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -68,12 +68,12 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of `gz ood
     --input` on rank 0, {} on others."""
     began = time.monotonic()
-    made = by_method(job, log) if job.method else by_run(job, device, log)
-    pictures = made.pictures
+    outcome = by_method(job, log) if job.method else by_run(job, device, log)
+    pictures = outcome.pictures
     labels = pictures.names("test") or [str(i) for i in range(pictures.meta.counts["test"])]
-    verdicts, thresholds = verdicts_of(made, job.fpr, labels)
+    verdicts, thresholds = verdicts_of(outcome, job.fpr, labels)
     mapped = verdicts if job.png else [v for flagged in (True, False) for v in listed(verdicts, flagged)]
-    maps = made.maps(np.array([verdict.i for verdict in mapped])) if made.shows else {}
+    maps = outcome.maps(np.array([verdict.i for verdict in mapped])) if outcome.shows else {}
     if ranks.rank():
         return {}
     table, picture = folder / "alarm.csv", folder / "alarm.png"
@@ -87,7 +87,7 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         outputs["maps"] = {labels[i]: path for i, path in zip(maps, paths, strict=True)}
     low, high = (finite({name: ends[i] for name, ends in thresholds.items()}) for i in (0, 1))
     result = {
-        **made.facts,
+        **outcome.facts,
         "input": job.input,
         "fpr": job.fpr,
         "threshold": next(iter(high.values())) if len(high) == 1 else None,
@@ -95,14 +95,14 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         "thresholds_low": low,
         "flagged": sum(verdict.flagged for verdict in verdicts),
         "unreadable": list(pictures.meta.skipped),
-        "compared": made.compared,
+        "compared": outcome.compared,
         "notes": [
-            *made.notes,
-            *notes(job, verdicts, thresholds, made.compared["n"]),
-            *treatment({"input": pictures}, made.levels),
+            *outcome.notes,
+            *notes(job, verdicts, thresholds, outcome.compared["n"]),
+            *treatment({"input": pictures}, outcome.levels),
         ],
         "files": [verdict.row() for verdict in verdicts],
-        "map": made.shows,
+        "map": outcome.shows,
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
     }
@@ -282,17 +282,17 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def verdicts_of(
-    made: Compared, fpr: float, labels: Sequence[str]
+    outcome: Compared, fpr: float, labels: Sequence[str]
 ) -> tuple[list[Verdict], dict[str, tuple[float, float]]]:
     """The verdicts at a false-alarm rate, the most unusual image first, and the lower and upper thresholds of
     each score. A score that is not finite ranks above all others, because no held-out image has such a
     score."""
-    by_models = {name: np.where(np.isnan(values), np.inf, values) for name, values in made.scores.items()}
+    by_models = {name: np.where(np.isnan(values), np.inf, values) for name, values in outcome.scores.items()}
     scores = {name: values.mean(1) for name, values in by_models.items()}
     p, low, thresholds, beyond = [], [], {}, []
     for name, values in scores.items():
-        usual, tails = made.held_out[name], tails_of(name)
-        p.append(conformal.cross_p_values(usual, made.fold, by_models[name], tails=tails))
+        usual, tails = outcome.held_out[name], tails_of(name)
+        p.append(conformal.cross_p_values(usual, outcome.fold, by_models[name], tails=tails))
         low.append((tails == 2) & (values < np.median(usual)))
         ends = thresholds[name] = conformal.thresholds(usual, fpr / len(scores), tails=tails)
         unit = usual.std() or 1
@@ -304,7 +304,7 @@ def verdicts_of(
 
     def verdict(i: int) -> Verdict:
         value, deviation = (
-            {name: float(values[i]) for name, values in table.items()} for table in (scores, made.spread)
+            {name: float(values[i]) for name, values in table.items()} for table in (scores, outcome.spread)
         )
         return Verdict(i, labels[i], value, deviation, float(together[i]), bool(is_low[i]), bool(flagged[i]))
 

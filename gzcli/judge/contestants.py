@@ -115,8 +115,8 @@ def patient_draw(
 def timed_draw(
     trained: Trained, n: int, seed: int, labels: Tensor | None, progress: Progress, notes: list[str]
 ) -> tuple[np.ndarray, float]:
-    since, taken = time.perf_counter(), None if labels is None else labels[:n]
-    images = draw(trained, n, seed=seed, labels=taken, progress=progress, warn=notes.append)
+    since, first_labels = time.perf_counter(), None if labels is None else labels[:n]
+    images = draw(trained, n, seed=seed, labels=first_labels, progress=progress, warn=notes.append)
     synchronise(trained.device)
     return images, time.perf_counter() - since
 

@@ -154,10 +154,10 @@ def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
         shown = np.concatenate([each for each in maps if each is not None]) if has_maps else None
         return Judged(calibrated.p_values(every), every.mean(1), shown)
 
-    facts, said = methods.facts(good, alarm, job), methods.notes(alarm, job.fpr)
+    facts, remarks = methods.facts(good, alarm, job), methods.notes(alarm, job.fpr)
     names = good.pack.names("test") or []
     tested, bad = judge(np.asarray(good.pack.images("test"))), judge(defects.images)
-    return Set(facts, tested, names, bad, defects, tuple(said))
+    return Set(facts, tested, names, bad, defects, tuple(remarks))
 
 
 def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) -> Set:
@@ -189,8 +189,8 @@ def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) 
         return Judged(conformal.bonferroni(np.stack(p)), first, shows(sets[name]) if shows else None)
 
     good, bad = judge("good"), judge("bad")
-    said = tuple(chosen_in_words(scoring))
-    return Set(scoring.facts(), good, home.names("test") or [], bad, defects, said)
+    remarks = tuple(chosen_in_words(scoring))
+    return Set(scoring.facts(), good, home.names("test") or [], bad, defects, remarks)
 
 
 def highest(values: np.ndarray) -> np.ndarray:

@@ -131,8 +131,8 @@ def by_method(job: OodJob, device: torch.device, log: Log) -> Scored:
     for name, pick in picks.items():
         tables[name][choice.method] = fitted.score(pick.images())
     facts = methods.facts_in(choice, fitted, home, len(images), job)
-    said = methods.choice_in_words(choice, fitted)
-    return Scored([choice.method], sets, picks, [tables], None, facts, said)
+    remarks = methods.choice_in_words(choice, fitted)
+    return Scored([choice.method], sets, picks, [tables], None, facts, remarks)
 
 
 def picks_of(sets: Mapping[str, Pack], n: int | None) -> dict[str, Pick]:

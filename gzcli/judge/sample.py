@@ -184,9 +184,11 @@ def samples(
         method, device = trained.model.sources, trained.device
         options = {**trained.part.sample, **job.options}
         options |= {key: sampler.cycled(values, range(n), device) for key, values in conditions.items()}
-        taken = {key: value for key, value in options.items() if key in flat_defaults(method)}
+        accepted = {key: value for key, value in options.items() if key in flat_defaults(method)}
         with torch.inference_mode(), trained.sampling():
-            sources = method(n, noise=ImageNoise(job.seed, range(n), device), **group_options(method, taken))
+            sources = method(
+                n, noise=ImageNoise(job.seed, range(n), device), **group_options(method, accepted)
+            )
         inputs = to_bytes(sources if trained.values is None else trained.decode(sources))
         inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
     elif inputs is not None:

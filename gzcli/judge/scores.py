@@ -82,8 +82,8 @@ def available(trained: Trained) -> list[str]:
     """Every score that the model has."""
     of_model = model_scores(trained.model)
     has_density = hasattr(trained.model, "log_prob") and trained.has_levels
-    made = scores_made(log_prob=has_density, names=of_model, maps=bool(model_maps(trained.model)))
-    return list(dict.fromkeys((*of_model, *made)))
+    of_engine = scores_made(log_prob=has_density, names=of_model, maps=bool(model_maps(trained.model)))
+    return list(dict.fromkeys((*of_model, *of_engine)))
 
 
 def model_maps(model: Model) -> list[str]:
@@ -167,8 +167,8 @@ class Scorer:
         self.unused = sorted(set(self.options).difference(*keys))
 
     def is_fitted(self) -> bool:
-        made = [name for name in self.names if name == LOCAL or (name in SCORES and SCORES[name].fit)]
-        return bool(self.fits or made)
+        fitted = [name for name in self.names if name == LOCAL or (name in SCORES and SCORES[name].fit)]
+        return bool(self.fits or fitted)
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
         """held_out: a `Pick` to which the score `local` is fitted."""
@@ -286,8 +286,8 @@ class Scorer:
         required = [p.requires_grad for p in self.model.parameters()]
         self.model.requires_grad_(True)
         try:
-            ones = (batch.rows(slice(i, i + 1), batch.noise) for i in range(len(batch)))
-            return torch.stack([self._log_norm(image) for image in ones]).cpu().double().numpy()
+            rows = (batch.rows(slice(i, i + 1), batch.noise) for i in range(len(batch)))
+            return torch.stack([self._log_norm(image) for image in rows]).cpu().double().numpy()
         finally:
             for p, requires in zip(self.model.parameters(), required, strict=True):
                 p.requires_grad_(requires)
@@ -307,8 +307,8 @@ class Scorer:
 
     def _keywords(self, method: str) -> dict[str, Any]:
         """The options that a method of the model takes, as its keywords."""
-        taken = {key: self.options[key] for key in self._parameters(method) & set(self.options)}
-        return group_options(getattr(self.model, method), taken)
+        accepted = {key: self.options[key] for key in self._parameters(method) & set(self.options)}
+        return group_options(getattr(self.model, method), accepted)
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:

@@ -195,8 +195,8 @@ def _tried_apart(there: int) -> Gpus:
     try:
         return Gpus(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, TypeError, ValueError):  # torch is missing or does not load
-        said = done.stderr.strip().splitlines() or [f"it exited with code {done.returncode}"]
-        return Gpus(there, 0, said[-1])
+        lines = done.stderr.strip().splitlines() or [f"it exited with code {done.returncode}"]
+        return Gpus(there, 0, lines[-1])
 
 
 def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:

@@ -244,13 +244,13 @@ class Start:
             announce(run)
             launcher.run(run.path, self.plan, launcher=self.plan.launched, mode=mode)
             return run
-        held, resolved = ExitStack(), self.request.recipe
+        stack, resolved = ExitStack(), self.request.recipe
         if self.run is None:
-            run = runs.create(resolved.card.name, resolved.key, alias=self.alias, held=held)
+            run = runs.create(resolved.card.name, resolved.key, alias=self.alias, stack=stack)
         else:
             run = self.run
             runs.tidy()
-            held.enter_context(claims.claimed(run))
+            stack.enter_context(claims.claimed(run))
             claims.sign(run)
             for part in lengthened(run):
                 if (self.request.flags.get("train.steps") or 0) > part.status().get("step", 0):
@@ -258,8 +258,8 @@ class Start:
         try:
             if self.run and run.environment_file.exists() and not run.environment:
                 say(f"`{run.environment_file}` was damaged; gz rewrote it without its record of the data set")
-            with held:  # so that no other process trains it, or removes it or its data, meanwhile
-                held.callback(Use(locate(recipe.data.name)).end)
+            with stack:  # so that no other process trains it, or removes it or its data, meanwhile
+                stack.callback(Use(locate(recipe.data.name)).end)
                 write_run(run, recipe, self.plan)
                 if self.run is None or "recipe" not in run.status():
                     note_whole(run, self.request, recipe)

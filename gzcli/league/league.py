@@ -184,8 +184,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
             variant = {"calls": terms.calls, "quick": True}
             rows["main"].append({"setting": f"{terms.calls} calls", "variant": variant})
         if "steps" in terms.curves:
-            taken = {n: {"sample": {"steps": n}, "quick": True} for n in STEPS}
-            rows["steps"] = [{"setting": "steps", "steps": n, "variant": v} for n, v in taken.items()]
+            variants = {n: {"sample": {"steps": n}, "quick": True} for n in STEPS}
+            rows["steps"] = [{"setting": "steps", "steps": n, "variant": v} for n, v in variants.items()]
     if "time" in terms.curves:
         saved = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
         rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in saved]
@@ -280,11 +280,11 @@ def commit_in(environment: Mapping[str, Any]) -> str | None:
 def facts_of(run: Run) -> dict[str, Any]:
     """The title, commit and machine of a run, and its parameters, peak memory in bytes, seconds and steps
     over all stages."""
-    parts, made = [part.status() for part in run.stages or [run]], run.environment
+    parts, environment = [part.status() for part in run.stages or [run]], run.environment
     return {
         "run": run.id,
-        "commit": commit_in(made),
-        "machine": made.get("machine"),
+        "commit": commit_in(environment),
+        "machine": environment.get("machine"),
         "title": run.title,
         "params": sum(status.get("params") or 0 for status in parts),
         "train_seconds": round(run.training_seconds, 1),

@@ -618,10 +618,10 @@ def scores_made(*, log_prob: bool, names: Iterable[str], maps: bool) -> tuple[st
     names: names of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is not
       compared with the length of a lossless code of the pixels.
     """
-    made = list(SCORES) if log_prob or "nll" in names else []
+    scores = list(SCORES) if log_prob or "nll" in names else []
     if not log_prob:
-        made = [name for name in made if "code_length" not in SCORES[name].reads]
-    return (*made, *([LOCAL] if maps else []))
+        scores = [name for name in scores if "code_length" not in SCORES[name].reads]
+    return (*scores, *([LOCAL] if maps else []))
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:

@@ -136,8 +136,8 @@ def score_options(card: ModelCard) -> dict[str, Rule]:
 
 def score_names(card: ModelCard) -> list[str]:
     """The scores of a model: its own, and those that the engine computes from its likelihood and its map."""
-    made = scores_made(log_prob="log_prob" in card.can, names=card.scores, maps=bool(card.maps))
-    return list(dict.fromkeys((*card.scores, *made)))
+    of_engine = scores_made(log_prob="log_prob" in card.can, names=card.scores, maps=bool(card.maps))
+    return list(dict.fromkeys((*card.scores, *of_engine)))
 
 
 def defaults(rules: Rules) -> dict[str, Any]:

@@ -40,11 +40,11 @@ def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
         if name not in figures and name not in FACTS:
             hint = did_you_mean(name, [*figures, *FACTS]) or f"choose from {', '.join([*figures, *FACTS])}"
             raise UsageError(f"the results have no column `{name}`", hint=hint)
-    made = [doc.texts("model", list(groups))]
+    table_columns = [doc.texts("model", list(groups))]
     for name in names:
-        made.append(fact(name, groups) if name in FACTS else figure(name, groups))
+        table_columns.append(fact(name, groups) if name in FACTS else figure(name, groups))
     late = any(title.endswith(MARK) for title in groups)
-    return Table(TITLE, made, caption=f"{CAPTION} {LATE_CAPTION}" if late else CAPTION, cited=True)
+    return Table(TITLE, table_columns, caption=f"{CAPTION} {LATE_CAPTION}" if late else CAPTION, cited=True)
 
 
 def models_of(result: Row) -> dict[str, Sequence[Row]]:

@@ -104,13 +104,13 @@ def document(results: Results, columns: Sequence[str] = ()) -> Document:
 
 def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:
     """Every drawing and image, with its path below the report's folder."""
-    taken: set[str] = set()
+    used: set[str] = set()
     for item in chain.from_iterable(section.items for section in report.sections):
         if isinstance(item, Chart | Dots | Picture):
             stem = re.sub(r"[^A-Za-z0-9.-]+", "-", item.name).strip("-.")[:80] or "figure"
             stems = chain([stem], (f"{stem}-{n}" for n in count(2)))
-            stem = next(stem for stem in stems if stem not in taken)
-            taken.add(stem)
+            stem = next(stem for stem in stems if stem not in used)
+            used.add(stem)
             yield item, f"{FIGURES}/{stem}.{'png' if isinstance(item, Picture) else 'svg'}"
 
 

@@ -59,11 +59,11 @@ def save_images(folder: Path, images: np.ndarray, origin: Mapping[str, Any] | No
     return [str(path) for path in paths]
 
 
-def write_images(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Mapping[str, Any]) -> Any:
-    return save_images(job.images_folder, images, made)
+def write_images(job: Run, images: np.ndarray, labels: np.ndarray | None, origin: Mapping[str, Any]) -> Any:
+    return save_images(job.images_folder, images, origin)
 
 
-def write_npz(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Mapping[str, Any]) -> Any:
+def write_npz(job: Run, images: np.ndarray, labels: np.ndarray | None, origin: Mapping[str, Any]) -> Any:
     arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
     write_arrays(job.images_file, arrays)
     return str(job.images_file)

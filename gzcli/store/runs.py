@@ -29,8 +29,8 @@ WAIT = "wait until the training ends"
 _STAMP = "%Y%m%d-%H%M%S"
 
 
-def create(model: str, data: str, *, alias: str | None = None, held: ExitStack | None = None) -> Run:
-    """A new, empty run folder, claimed until `held` is closed. Its status has a running number, `order`,
+def create(model: str, data: str, *, alias: str | None = None, stack: ExitStack | None = None) -> Run:
+    """A new, empty run folder, claimed until `stack` is closed. Its status has a running number, `order`,
     which identifies the newest run even if the clock was set back. Raises UsageError for an alias that is
     taken or is a model's name."""
     import psutil
@@ -56,8 +56,8 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
         with files.new_dir(path) as part:
             Run(part).mark("run")
             Run(part).update(model=model, data=data, alias=alias, **now)
-        if held is not None:
-            held.enter_context(claimed(Run(path)))
+        if stack is not None:
+            stack.enter_context(claimed(Run(path)))
     return Run(path)
 
 
@@ -111,10 +111,10 @@ def _is_stillborn(run: Run) -> bool:
 def check_alias(alias: str, runs: list[Run] | None = None) -> None:
     """Raises UsageError for an alias that is malformed, a model's name, or taken by one of the runs."""
     runs = all_runs() if runs is None else runs
-    taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
-    if taken and not _is_stillborn(taken):
+    owner = next((run for run in runs if run.alias == alias or run.id == alias), None)
+    if owner and not _is_stillborn(owner):
         raise UsageError(
-            f"the name `{alias}` is already used for `{taken.id}`", hint="choose another `--name`"
+            f"the name `{alias}` is already used for `{owner.id}`", hint="choose another `--name`"
         )
     if matching(alias, recipe_names()):  # it would hide the model's recipe
         hint = f"choose another `--name`, such as `{alias}-1`"

@@ -493,7 +493,7 @@ def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
     for folder, message in ((tmp_path / "none", ""), (tmp_path, "model_index")):
         refused(message, SDLoRA.of, INFO, base=str(folder), error=MissingError)
     pickled = tmp_path / "pickled"
-    pipe = tiny.made("tiny").pipe
+    pipe = tiny.tiny_base("tiny").pipe
     pipe.save_pretrained(pickled, safe_serialization=False)
     for file in pickled.rglob("*.safetensors"):  # transformers writes no others any more
         file.unlink()
@@ -504,7 +504,7 @@ def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
             file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167536\n")
     for folder in ("pickled", "unet", "text_encoder"):
         refused("is incomplete", SDLoRA.of, INFO, base=str(tmp_path / folder), error=MissingError)
-    pipe = tiny.made("tiny").pipe
+    pipe = tiny.tiny_base("tiny").pipe
     widen(pipe.unet, 5)  # of inpainting
     pipe.save_pretrained(tmp_path)
     for message, call in {

@@ -32,7 +32,7 @@ def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
     shift = noise.randint(2 * most + 1, b, 2) - most
     y = _mirrored(torch.arange(h, device=u8.device) + shift[:, :1], h)  # [B, H]
     x = _mirrored(torch.arange(w, device=u8.device) + shift[:, 1:], w)  # [B, W]
-    return _taken(u8, y, x)
+    return _gathered(u8, y, x)
 
 
 def patch(u8: Tensor, noise: Noise, side: float) -> Tensor:
@@ -42,7 +42,7 @@ def patch(u8: Tensor, noise: Noise, side: float) -> Tensor:
     b, _, h, w = u8.shape
     within = torch.arange(int(side), device=u8.device)
     top, left = (noise.randint(n - int(side) + 1, b, 1) for n in (h, w))
-    return _taken(u8, top + within, left + within)
+    return _gathered(u8, top + within, left + within)
 
 
 def mutate(u8: Tensor, noise: Noise, rate: float) -> Tensor:
@@ -156,7 +156,7 @@ class ReplayedNoise(Noise):
         return self.draws[self.at - 1]
 
 
-def _taken(u8: Tensor, y: Tensor, x: Tensor) -> Tensor:
+def _gathered(u8: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """The rows y [B, H'] and columns x [B, W'] of images [B, C, H, W]: [B, C, H', W']."""
     (b, c, _, w), high, wide = u8.shape, y.shape[1], x.shape[1]
     rows = u8.gather(2, y[:, None, :, None].expand(b, c, high, w))

@@ -27,7 +27,7 @@ FEW = 4  # up to so many batches of a streamed split, workers take longer to sta
 BINARY_SEED = mix(0, "binarise")
 
 T = TypeVar("T")
-_Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
+_BatchRows = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
 
 
 def reader(
@@ -261,7 +261,7 @@ class TrainBatches:
             extra["second_domain"] = self._pixels(further, step, "data of b")["x"]
         return Batch(pictures.pop("x"), y, index, self._noise(step, "main"), pictures | extra | prepared)
 
-    def _read(self, step: int) -> tuple[Tensor, list[_Taken], dict[str, Tensor]]:
+    def _read(self, step: int) -> tuple[Tensor, list[_BatchRows], dict[str, Tensor]]:
         """The inputs of a step on the device: positions, rows of each domain, prepared arrays."""
         index = [order.at(step) for order in self.orders]
         read = self.ahead.at(step).split(len(index[0])) if self.ahead else [None] * len(index)
@@ -309,7 +309,7 @@ def scan(
     rows = np.arange(pack.meta.counts[split]) if index is None else np.asarray(index)
     order = torch.as_tensor(rows, dtype=torch.int64)
     parts, uncut = _parts(pack, split, order, batch_size), patch_of(augment) is not None
-    for part, (pictures, y, extra) in zip(parts, _taken(pack, split, parts, device, uncut), strict=True):
+    for part, (pictures, y, extra) in zip(parts, _rows_of(pack, split, parts, device, uncut), strict=True):
         ids = part.tolist()
         pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
         yield _noised(pictures, y, extra, ids, levels=levels, seed=seed, device=device)
@@ -339,8 +339,8 @@ def scan_by_content(
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
     replacements = [None] * len(parts) if drawn is None else torch.from_numpy(drawn).split(batch_size)
-    taken = _taken(pack, split, parts, device, uncut=False, shaped=False)
-    for (pictures, y, extra), replaced in zip(taken, replacements, strict=True):
+    rows = _rows_of(pack, split, parts, device, uncut=False, shaped=False)
+    for (pictures, y, extra), replaced in zip(rows, replacements, strict=True):
         if replaced is not None:
             pictures = pictures | {"x": moved(replaced, device)}
         images = pictures["x"].cpu().numpy()
@@ -365,9 +365,9 @@ def _noised(
     return Batch(pictures.pop("x"), y, where, ImageNoise(seed, ids, device), pictures | extra)
 
 
-def _taken(
+def _rows_of(
     pack: Pack, split: str, parts: Sequence[Tensor], device: torch.device, uncut: bool, shaped: bool = True
-) -> Iterator[_Taken]:
+) -> Iterator[_BatchRows]:
     """The rows of a split at some positions [B], one batch after the other."""
     rows = _Rows(pack, split, device, whole=False, uncut=uncut, shaped=shaped)
     ahead = None
@@ -412,7 +412,7 @@ class _Rows:
             self.further = {kind: t.to(device) for kind, t in self.further.items()}
             self.labels = None if self.labels is None else self.labels.to(device)
 
-    def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
+    def take(self, index: Tensor, u8: Tensor | None = None) -> _BatchRows:
         """The images `x` and further images by kind, uint8 [B, C, H, W]; the labels; the captions."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         shape = None if self.shapes is None else self.shapes[index[0]].tolist()[::-1]

@@ -368,14 +368,14 @@ class Use:
     """Marks a set as used by this process, until `end` is called or the object or the process ends."""
 
     def __init__(self, data: DataSet):
-        self._held = contextlib.ExitStack()
+        self._claims = contextlib.ExitStack()
         # at the end of the interpreter `__del__` might not be called, or miss modules that it needs
-        self.end = weakref.finalize(self, _end_use, self._held, os.getpid())
+        self.end = weakref.finalize(self, _end_use, self._claims, os.getpid())
         file = cache_dir("packs", f".{data.key}.{os.getpid()}.{next(_uses)}.used")
         with contextlib.suppress(OSError), lock(_gate(data)):  # on a read-only disk nothing can be removed
             _other_users(data)
-            self._held.callback(file.unlink, missing_ok=True)
-            self._held.enter_context(lock(file, wait=False))
+            self._claims.callback(file.unlink, missing_ok=True)
+            self._claims.enter_context(lock(file, wait=False))
 
     def __enter__(self) -> Use:
         return self
@@ -386,11 +386,11 @@ class Use:
             self.end()
 
 
-def _end_use(held: contextlib.ExitStack, pid: int) -> None:
+def _end_use(claims: contextlib.ExitStack, pid: int) -> None:
     """Ends a use, unless this process is a child with a copy of it."""
     if os.getpid() == pid:
         with contextlib.suppress(OSError):
-            held.close()
+            claims.close()
 
 
 @contextlib.contextmanager

@@ -179,8 +179,8 @@ def shapes_factors(spec: DataSpec) -> RawImages:
     """The images of `shapes`, with a label for each factor instead of the class."""
     facts = factors(spec.n_train + spec.n_test)
     labels = [
-        np.eye(len(names), dtype=np.uint8)[which]
-        for names, which in ((KINDS, facts.kind), (COLOURS, facts.colour), (SIZES, facts.size))
+        np.eye(len(names), dtype=np.uint8)[index]
+        for names, index in ((KINDS, facts.kind), (COLOURS, facts.colour), (SIZES, facts.size))
     ]
     every = np.concatenate([*labels, facts.places], 1).astype(np.uint8)
     return _halved(spec, _draw_shapes(facts, spec.size), every)

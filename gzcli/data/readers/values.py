@@ -326,9 +326,13 @@ def with_pictures(images: RawImages, kind: Values) -> RawImages:
     assert images.shape is not None
     source, shape = images.blocks, (len(kind.bands), *images.shape[1:])
 
-    def made(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[], Iterator[Block]]:
+    def blocks_of(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[], Iterator[Block]]:
         return lambda: (block._replace(data=change(np.asarray(block.data))) for block in source())
 
     return replace(
-        images, blocks=made(kind.pictures), shape=shape, values=None, further={VALUES: made(kind.scaled)}
+        images,
+        blocks=blocks_of(kind.pictures),
+        shape=shape,
+        values=None,
+        further={VALUES: blocks_of(kind.scaled)},
     )

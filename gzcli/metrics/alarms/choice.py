@@ -141,9 +141,9 @@ def tops_of(
     scores = [np.empty(len(each), np.float32) for each in maps]
     for part in parts:
         local = fit_local(maps[0][~part[0]], (k,), **how)
-        for out, each, which in zip(scores, maps, part, strict=True):
-            if which.any():
-                out[which] = local(each[which]).max((1, 2))
+        for out, each, members in zip(scores, maps, part, strict=True):
+            if members.any():
+                out[members] = local(each[members]).max((1, 2))
     return scores
 
 

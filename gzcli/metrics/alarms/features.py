@@ -44,8 +44,8 @@ def features(images: np.ndarray, cell: int) -> np.ndarray:
     order = list(lacking.items())
     for start in range(0, len(order), AT_ONCE):
         some = order[start : start + AT_ONCE]
-        made = computed(images[[i for _, i in some]], cell)
-        fresh |= {key: each for (key, _), each in zip(some, made, strict=True)}
+        values = computed(images[[i for _, i in some]], cell)
+        fresh |= {key: each for (key, _), each in zip(some, values, strict=True)}
     out = np.stack([fresh[key] if key in fresh else _seen[key] for key in keys])
     if (len(_seen) + len(fresh)) * out[0].nbytes > ROOM:
         _seen.clear()

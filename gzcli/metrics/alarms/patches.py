@@ -157,13 +157,13 @@ def coreset(embedded: np.ndarray, size: int) -> np.ndarray:
     if len(patches) <= size:
         return patches
     squares = np.square(patches).sum(1)
-    taken, least = np.empty(size, np.int64), np.full(len(patches), np.inf, np.float32)
+    chosen, least = np.empty(size, np.int64), np.full(len(patches), np.inf, np.float32)
     at = int(np.square(patches - patches.mean(0)).sum(1).argmin())
     for i in range(size):
-        taken[i] = at
+        chosen[i] = at
         np.minimum(least, squares - 2 * (patches @ patches[at]) + squares[at], out=least)
         at = int(least.argmax())
-    return patches[taken]
+    return patches[chosen]
 
 
 def distances(embedded: np.ndarray, memory: np.ndarray) -> np.ndarray:

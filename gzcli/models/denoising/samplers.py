@@ -397,11 +397,14 @@ def solve_adaptive(
             stages.append(f(new, t + sign * node * step))
         error = _advance(torch.zeros_like(x), signed, DOPRI_E, stages)
         size = norm(error / (tolerance + tolerance * torch.maximum(x.abs(), new.abs())))
-        taken = size <= 1  # a NaN counts as refused, so the step is shortened
-        x, slope = torch.where(_per_row(taken, x), new, x), torch.where(_per_row(taken, x), stages[-1], slope)
-        t = torch.where(taken, t + sign * step, t)
+        accepted = size <= 1  # a NaN counts as refused, so the step is shortened
+        x, slope = (
+            torch.where(_per_row(accepted, x), new, x),
+            torch.where(_per_row(accepted, x), stages[-1], slope),
+        )
+        t = torch.where(accepted, t + sign * step, t)
         factor = (0.9 * size.clamp(min=1e-10) ** -0.2).nan_to_num(0.2).clamp(0.2, 10)
-        h = step * torch.where(taken, factor, factor.clamp(max=1))
+        h = step * torch.where(accepted, factor, factor.clamp(max=1))
         remaining = (end - t).abs() / abs(end - start)
         t = torch.where(remaining <= 1e-6, end, t)
         progress(float(1 - remaining.mean()), 1.0, x)

@@ -220,10 +220,10 @@ class CodeApplications(Model):
         return {name: total / n for name, total in sums.items()}
 
 
-def half_progress(progress: Progress, which: int) -> Progress:
-    """Maps the progress from image to noise (which = 0), or from noise to image (1), to the progress of
+def half_progress(progress: Progress, half: int) -> Progress:
+    """Maps the progress from image to noise (half = 0), or from noise to image (1), to the progress of
     both."""
-    return lambda i, n, x=None: progress(which * n + i, 2 * n, x)
+    return lambda i, n, x=None: progress(half * n + i, 2 * n, x)
 
 
 class DiffAE(CodeApplications):

@@ -324,7 +324,7 @@ def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple
         sides.append((sides[-1] + 1) // 2)
     at = options.attention
     if at is None:
-        nearest = [min(sides, key=lambda side: abs(math.log(side / wanted))) for wanted in ATTENDED]
+        nearest = [min(sides, key=lambda side: abs(math.log(side / ideal))) for ideal in ATTENDED]
         at = tuple(side for side in nearest if side <= LARGEST)
     return tuple(side in at for side in sides)
 

@@ -53,7 +53,7 @@ FILES = (
 def load_base(name: str) -> Kind:
     """The pipeline of a base on the CPU, according to its kind. It has no values if new tensors have none."""
     if is_shape_only():
-        base = tiny.made(name) if name in TINY else _build_empty(name)
+        base = tiny.tiny_base(name) if name in TINY else _build_empty(name)
     else:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()

@@ -21,7 +21,7 @@ from gzcli.models.stable_diffusion.kinds import Kind, kind_of
 from gzcli.store.files import part_path, readable
 from gzcli.store.paths import cache_dir
 
-EDITION = 1  # version of the weights from `made`; to be increased if any of them changes
+EDITION = 1  # version of the weights from `tiny_base`; to be increased if any of them changes
 # The words in the captions of the embedded sets; each is one token. All else is spelt by letters.
 WORDS = (
     "a handwritten zero one two three four five six seven eight nine "
@@ -37,7 +37,7 @@ def folder(name: str) -> Path:
     place = cache_dir("bases", f"{name}-{EDITION}")
     if not place.is_dir():
         part = part_path(place)
-        made(name).pipe.save_pretrained(part)
+        tiny_base(name).pipe.save_pretrained(part)
         readable(part)
         try:
             os.replace(part, place)
@@ -46,7 +46,7 @@ def folder(name: str) -> Path:
     return place
 
 
-def made(name: str) -> Kind:
+def tiny_base(name: str) -> Kind:
     """A tiny base, with the same weights on every machine."""
     config = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text())[name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
