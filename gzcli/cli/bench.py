@@ -694,13 +694,14 @@ def show_race(outcome: Outcome) -> None:
         out.info(f"rank correlation between the first two rounds: {outcome.agreement:.2f}")
     if outcome.order[0] != outcome.favourite:
         out.info(
-            f"`{outcome.favourite}` led the first round; short trainings mislead here, so use a larger "
-            "`--budget`"
+            f"`{outcome.favourite}` led the first round but did not win: short trainings mislead on this "
+            "data set, so use a larger `--budget`"
         )
     if outcome.dropped_alike:
+        dropped = " and ".join(outcome.dropped_alike)
         out.info(
-            f"the first round dropped {' and '.join(outcome.dropped_alike)}, which the judges did not "
-            "distinguish from a model that it kept; a larger `--budget` may"
+            f"the first round may have dropped {dropped} by chance: the judges saw no difference from a "
+            "model that stayed; a larger `--budget` helps"
         )
     winner, steps = outcome.winner, outcome.winner.status()["step"]
     resume = f"gz train {quoted(name_of(winner))} --resume --steps {2 * steps}"

@@ -49,8 +49,7 @@ _Unfinished = Annotated[bool, option("--unfinished", "Remove unfinished runs.")]
 Row = Sequence[Any]
 FACTS = ("name", "state", "step", "best", "at step", "curve", "time", "params", "memory", "size", "made")
 NARROW = 18  # minimum width of a run's column in a table of several runs
-# Keys that do not say what is trained: a description, a count, where it ran, and how often it was looked at,
-# which each run finds out for itself.
+# keys that do not affect the training: a description, a parameter count, and the devices of a run
 NOT_TRAINED = ("about", "params", "launch.")
 
 

@@ -450,7 +450,7 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
     """The part that the tree of a run or of a stage describes. A missing key has its default. Raises
     UsageError if an option that has become a constant has another value."""
     model, sample = without_fixed(tree["model"]), without_gone("sample", tree.get("sample") or {})
-    # an old name stays where the new one is there too: then the model has both
+    # an old name stays if the new one exists too: then the model has both
     names = {old: new for old, new in RENAMED["sample"].items() if new not in sample}
     return Part(
         model=model.pop("name"),

@@ -107,7 +107,7 @@ class Applied:
     There are two forms. Without `columns`, there is one output per input image. With `columns`, the outputs
     are rows of that many images, as in an interpolation.
 
-    images: the outputs [n, C, H, W] in order, in [-1, 1]; latents if the model lives on latents.
+    images: the outputs [n, C, H, W] in order, in [-1, 1]; latents if the model is trained on latents.
     rows: name of each row; without `columns` one name for all outputs.
     columns: number of outputs in a row; None if the outputs are not laid out in rows.
     marks: headings of the columns.

@@ -315,7 +315,7 @@ def shapes_only(mode: FakeTensorMode | None = None) -> Iterator[None]:
     rng = torch.get_rng_state()
     try:
         with warnings.catch_warnings(), mode or FakeTensorMode(allow_non_fake_inputs=True), Arrays():
-            warnings.simplefilter("ignore")  # a copy of a module asks where its tensors lie
+            warnings.simplefilter("ignore")  # copying a module reads the addresses of its tensors
             yield
     finally:
         torch.set_rng_state(rng)

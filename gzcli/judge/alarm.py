@@ -265,7 +265,7 @@ class Verdict:
 
     i: int  # position among the images
     file: str
-    scores: dict[str, float]  # infinite where the model overflows
+    scores: dict[str, float]  # infinite if the model overflows
     spread: dict[str, float]  # standard deviations over the draws of noise; {} for a single draw
     p: float  # p-value of all scores together
     low: bool  # whether the deciding score is unusually low, not high

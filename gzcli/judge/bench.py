@@ -504,8 +504,8 @@ class Judge:
             lines.append(f"{self.judges[name].is_dead(name)}: its metrics are omitted{install}")
         for n in sizes:
             if biased := self.biased(n):
-                reason = "with fewer images than twice the features, a raw Fréchet distance reflects n more"
-                remedy = "than quality; use `kid…` or `…_pca`"
+                reason = "with fewer images than twice the features, a raw Fréchet distance depends more on n"
+                remedy = "than on quality; use `kid…` or `…_pca`"
                 lines.append(f"`{'~`, `'.join(biased)}~`: {reason} {remedy}")
             elif n < SMALL and "fid" in names:
                 lines.append(

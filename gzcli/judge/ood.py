@@ -270,8 +270,8 @@ def notes(
     failed = {f"`{row['out']}`" for row in results if row["score"] in PLAIN and row["auroc"] < 0.5}
     if failed:
         lines.append(
-            f"likelihood fails in the hard direction (foreign images that are simpler), as on "
-            f"{', '.join(sorted(failed))}; `complexity` or `ratio` correct for it"
+            "likelihood fails on foreign images that are simpler than the training set, here on "
+            f"{', '.join(sorted(failed))}; `complexity` or `ratio` correct for that"
         )
     return [*lines, *(line for out in packs for line in beside_baselines(results, out))]
 

@@ -102,7 +102,7 @@ class Plan:
     machines: int = 1
     machine_rank: int = 0
     main_ip: str | None = None  # address of machine 0; None: this machine
-    main_port: int | None = None  # port of machine 0; None on one machine, where a free one is chosen
+    main_port: int | None = None  # port of machine 0; None on one machine: a free port is chosen
     job: str | None = None  # identifies the run that machine 0 makes for the other machines
     restarts: int = 0  # restarts of all processes after one of them has died
     extra: tuple[str, ...] = ()  # options for `accelerate launch`

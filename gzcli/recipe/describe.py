@@ -61,7 +61,7 @@ def texts(recipe: Recipe) -> dict[str, str]:
 def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WIDTH) -> str:
     """The tree as YAML with the text of each key as a comment, wrapped at `width` columns if values allow."""
     written = [(at[:-1], texts.get(".".join(map(str, at)), ""), line) for at, line in lines(tree)]
-    columns: dict[Key, int] = {}  # column where the texts of a section begin
+    columns: dict[Key, int] = {}  # column in which the texts of a section begin
     for section, _, line in written:
         if not line.endswith(":"):
             columns[section] = max(columns.get(section, 0), min(COLUMN, len(line) + 2))

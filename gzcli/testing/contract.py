@@ -36,7 +36,7 @@ SEED = 0
 CPU = torch.device("cpu")
 # Few steps suffice for likelihoods and for scores: the checks test dependences, not values.
 ODE_STEPS = 4
-SCORE_STEPS = 2  # for checks of dependences, where the values do not matter
+SCORE_STEPS = 2  # for checks of dependences, in which values do not matter
 CLASSES = 2  # of a mixture of classes, for the same reason
 SEARCH_STEPS = 25  # gradient steps of the search for the latent code of an image
 FEW = {"steps": 3, "times": 3, "starts": 2}

@@ -92,7 +92,7 @@ def test_result_files_and_figures_agree(trained, tmp_path):
         assert {key: entry[key] for key in again} == again
     assert result["run"] == "model" and result["in"] == "digits" and result["positive"] == "out"
     nll = next(row["auroc"] for row in result["results"] if row["score"] == "nll")
-    assert any("hard direction" in note for note in result["notes"]) == (nll < 0.5)
+    assert any("likelihood fails" in note for note in result["notes"]) == (nll < 0.5)
 
 
 def test_nll_typicality_complexity_and_gradnorm_are_what_they_say(trained, tmp_path):
@@ -310,7 +310,7 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
 
 def test_notes_on_directions_are_printed_only_where_they_apply():
     for auroc, count in ((0.9, 0), (0.1, 1)):
-        for score, words in (("nll", "hard direction"), ("mean", "either direction")):
+        for score, words in (("nll", "likelihood fails"), ("mean", "either direction")):
             row = {"out": "b", "score": score, "auroc": auroc, "n_out": 9, "baseline": score == "mean"}
             notes = ood.notes([row], {}, 17, None, job())
             assert sum(words in note for note in notes) == count

@@ -123,7 +123,7 @@ def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online
     return MissingError(f"{names} of `{spec.name}` could not be downloaded: {reasons}", hint="; ".join(hints))
 
 
-# --- where a file is looked for ---
+# --- sources of a file ---
 
 
 def is_url(address: str) -> bool:

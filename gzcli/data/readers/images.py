@@ -286,7 +286,7 @@ class RawImages:
     further: dict[str, Blocks] = field(default_factory=dict)
     rule: str = "lanczos"  # how images are resized, as in `Decoding`
     notes: list[str] = field(default_factory=list)  # notes on omissions from the set
-    # `values.Values` of the arrays of blocks, where they are no pictures of 8 bits
+    # `values.Values` of the arrays of blocks, if these are not 8-bit images
     values: Any = None
 
     @property
