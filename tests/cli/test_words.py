@@ -39,10 +39,10 @@ PATTERNS = {  # what reads as a translation
     "that of": r"\b(that|those) of\b",
 }
 CEILINGS = {
-    "pages": {"where for if": 2, "says, tells": 5, "that of": 4},
-    "models": {"where for if": 1, "without it": 1, "that of": 18},
-    "help": {", as x": 1, "where for if": 1, "that of": 1},
-    "options": {", as x": 1, "else": 1, "that of": 3},
+    "pages": {"where for if": 2},
+    "models": {"that of": 17},
+    "help": {"where for if": 1},
+    "options": {},
 }
 
 

@@ -35,7 +35,7 @@ class DiTOptions:
     patch: patch size in pixels, one token each. Must divide the image's height and width. Default: the size
       that gives about `tokens` patches.
     tokens: approximate number of patches of dit and zigzag if `patch` is not set. The papers use 256.
-    block: block of dit: that of DiT (plain), or with RMS norm, rotary positions, normalized queries and keys,
+    block: block of dit: as in DiT (plain), or with RMS norm, rotary positions, normalized queries and keys,
       and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
     norm_eps: number added to the variance in the norm before each plain MLP.
     expand: inner channels of a block of zigzag as a multiple of `width`.
