@@ -12,7 +12,7 @@ import numpy as np
 from gzcli.core.errors import UsageError
 from gzcli.engine import sheets
 from gzcli.store.files import write_arrays
-from gzcli.store.png import save_images, save_png
+from gzcli.store.png import picture_of, save_images, save_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,8 +72,6 @@ class Samples(np.ndarray):
 
         Raises UsageError if the array no longer has the shape of images.
         """
-        from PIL import Image
-
         images = np.asarray(self)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
             message = f"an array of {images.dtype} with shape {images.shape} does not contain images"
@@ -86,7 +84,7 @@ class Samples(np.ndarray):
             picture = sheets.of_samples(images, torch.from_numpy(np.asarray(labels)), self.classes, "")
         else:
             picture = sheets.grid(images, columns)
-        return Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
+        return picture_of(picture)
 
     def save(self, path: str | Path) -> Path:
         """Writes the images and returns the path. A path that ends in `.png` gets one image, and one that

@@ -11,7 +11,7 @@ import numpy as np
 
 from gzcli.core.streams import in_a_line
 from gzcli.core.units import duration
-from gzcli.store.png import font_of
+from gzcli.store.png import font_of, picture_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,9 +90,8 @@ def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
     """An image uint8 [C, H, W] as a Pillow image, enlarged by the integer `scale`."""
     from PIL import Image
 
-    pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     rule = Image.Resampling.NEAREST if exact else Image.Resampling[SMOOTH]
-    picture = Image.fromarray(pixels)
+    picture = picture_of(image.transpose(1, 2, 0))
     return picture if scale == 1 else picture.resize((picture.width * scale, picture.height * scale), rule)
 
 

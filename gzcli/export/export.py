@@ -35,6 +35,7 @@ from gzcli.store.hub import TINY, is_id
 from gzcli.store.jobs import ExportJob
 from gzcli.store.metrics import last_figures
 from gzcli.store.paths import user_dir
+from gzcli.store.png import picture_of
 from gzcli.store.run_folder import STAGES
 from gzcli.store.runs import Run
 from gzcli.version import __version__
@@ -256,8 +257,7 @@ def preview(trained: Trained) -> bytes | None:
         image: Image.Image = Image.open(pictures[-1])
         image.thumbnail((SIDE, SIDE))
     else:
-        sheet = contact_sheet(sampler.draw(trained, SHOWN))
-        image = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
+        image = picture_of(contact_sheet(sampler.draw(trained, SHOWN)))
     png = io.BytesIO()
     image.save(png, "png", optimize=True)
     return png.getvalue()

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from PIL import Image
-
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
 from gzcli.metrics.standings import AXES, Excess, base, comparable, excess_from, excess_of, first_of
@@ -17,6 +15,7 @@ from gzcli.report import cited
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
+from gzcli.store.png import picture_of
 
 GRID, COLUMNS = 32, 8  # samples shown for a model, and in a row
 DOTTED = 9  # most metrics in charts
@@ -190,8 +189,7 @@ def grids(results: Results, figures: Figures) -> list[Picture]:
         samples = results.samples(row, GRID)
         if samples is not None and len(samples):
             sheet, png = grid(samples, COLUMNS), io.BytesIO()
-            image = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
-            image.save(png, "png", optimize=True)
+            picture_of(sheet).save(png, "png", optimize=True)
             drawings.append(Picture(f"samples-{title}", title, png.getvalue()))
     if drawing := results.pictures().get("bench"):
         drawings.append(Picture("bench", "Samples of every contestant and real images", drawing, wide=True))

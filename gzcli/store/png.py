@@ -19,7 +19,7 @@ from gzcli.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import ImageFont
+    from PIL import Image, ImageFont
 
 KEY = "gz"  # keyword of the text chunk
 _maker: dict[str, Any] = {}  # facts that `made_by` sets
@@ -37,17 +37,23 @@ def texts(**facts: Any) -> dict[str, str]:
     return {"Software": f"gz {__version__}", KEY: json.dumps(origin, sort_keys=True)}
 
 
+def picture_of(image: np.ndarray) -> Image.Image:
+    """An image [H, W, C] uint8, C = 1, 3 or 4, as a Pillow image."""
+    from PIL import Image
+
+    return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+
+
 def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = None) -> None:
     """Writes an image [H, W, C] uint8, C = 1, 3 or 4, with `origin` added to the facts of `made_by`."""
-    from PIL import Image, PngImagePlugin
+    from PIL import PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
     for key, text in texts(**(origin or {})).items():
         info.add_text(key, text)
     make_folder(path.parent)
-    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     with replacing(path) as part:
-        picture.save(part, "png", pnginfo=info)
+        picture_of(image).save(part, "png", pnginfo=info)
 
 
 def save_images(folder: Path, images: np.ndarray, origin: Mapping[str, Any] | None = None) -> list[str]:

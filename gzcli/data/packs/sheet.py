@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from gzcli.core.streams import in_a_line
 from gzcli.data.packs.pack import Pack
-from gzcli.store.png import font_of, save_png
+from gzcli.store.png import font_of, picture_of, save_png
 
 COLUMNS, ROWS = 10, 40  # images per row, and maximum number of rows
 SIDE = 64  # side in pixels to which smaller images are enlarged, by an integer factor
@@ -28,7 +28,7 @@ def draw(pack: Pack, path: Path) -> Path:
     `control`)."""
     every = list(_rows(pack))
     rows, omitted = every[:ROWS], len(every) - ROWS
-    channels, high, wide = pack.meta.shape
+    _, high, wide = pack.meta.shape
     scale = max(1, round(SIDE / max(high, wide)))
     cell = wide * scale + PAD
     font = font_of(TEXT - 2)
@@ -49,8 +49,8 @@ def draw(pack: Pack, path: Path) -> Path:
         pen.text((2 * PAD, y), name, "black", font)
         pen.text((2 * PAD, y + TEXT + PAD), remark, "gray", font)
         for j, image in enumerate(images):
-            pixels = image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-            picture = Image.fromarray(pixels).resize((wide * scale, high * scale), Image.Resampling.BICUBIC)
+            picture = picture_of(image.transpose(1, 2, 0))
+            picture = picture.resize((wide * scale, high * scale), Image.Resampling.BICUBIC)
             sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
     save_png(path, np.asarray(sheet), {"verb": "data show", "data": pack.meta.name})
     return path

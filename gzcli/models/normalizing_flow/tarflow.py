@@ -317,7 +317,7 @@ class TarFlow(ImageFlow):
         it as an image of `labels`. Without labels, the images get all classes in turn. Raises UsageError for
         an unconditional model.
 
-        strength: how far the class embedding is moved. 1: to the embedding of the labels; below 0: away from it.
+        strength: how far the class embedding is moved. 1: to the labels' embedding; below 0: away from it.
         """
         self.check_edit()
         if y is None and not self.data.multilabel:
