@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 LOADED = (
-    "torch._dynamo torch.distributed.tensor accelerate sklearn.datasets matplotlib.pyplot "
+    "torch._dynamo torch.distributed.tensor accelerate sklearn.metrics matplotlib.pyplot "
     "rich.progress rich.table PIL.PngImagePlugin gzcli.data.packs.build gzcli.engine.trainer "
     "gzcli.engine.__main__ gzcli.export.export gzcli.cli.app gzcli.launch.plan gzcli.cli.jobs"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -298,15 +299,17 @@ def digits_edited(spec: DataSpec) -> RawImages:
 def patches(spec: DataSpec) -> RawImages:
     """32×32 patches of photographs. The left part of each (patches overlap by half) is train, a strip beside
     it validation, and the right fifth test. No two splits share a pixel."""
-    from sklearn.datasets import load_sample_images
+    from PIL import Image
 
     side, images, labels = 32, {}, {}
+    # uint8 [427, 640, 3]
+    photos = [np.asarray(Image.open(_of_sklearn(f"images/{name}.jpg"))) for name in ("china", "flower")]
     columns = {"train": range(0, 385, 16), "val": range(416, 481, 32), "test": range(512, 609, 32)}
     for split, lefts in columns.items():
         tops = range(0, 427 - side + 1, 16 if split == "train" else 32)
         cut = [
             [photo[y : y + side, x : x + side].transpose(2, 0, 1) for y in tops for x in lefts]
-            for photo in load_sample_images().images  # uint8 [427, 640, 3]: china, flower
+            for photo in photos
         ]
         images[split] = np.concatenate([np.stack(c) for c in cut])
         labels[split] = np.repeat(np.arange(2), len(cut[0]))
@@ -384,14 +387,19 @@ MAKERS: dict[str, Callable[[DataSpec], RawImages]] = {
 }
 
 
+def _of_sklearn(name: str) -> Path:
+    """A file of scikit-learn's data sets. An import of the package takes as long as that of torch."""
+    spec = find_spec("sklearn")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).with_name("datasets") / name
+
+
 def _digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Images uint8 [N, 1, 16, 16] and labels int64 [N], by split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    table = np.loadtxt(_of_sklearn("data/digits.csv.gz"), delimiter=",")  # 64 pixels and the label
+    levels, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64].astype(np.int64)
     # Level k of 17 is stored as the byte nearest to 255 k / 16, which (byte · 17) >> 8 takes back to k.
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)[:, None]
-    labels = bunch.target.astype(np.int64)
+    pixels = np.rint(levels * (255 / 16)).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)[:, None]
     test = np.zeros(len(labels), bool)
     for label in range(10):
         rows = np.flatnonzero(labels == label)
