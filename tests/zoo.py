@@ -193,9 +193,9 @@ CASES = [
 FIRST = dict(reversed({case.model: case for case in reversed(CASES)}.items()))
 
 
-def one_a_family(cases: Iterable[Case]) -> list[ParameterSet]:
-    """The cases as parameters of a test; all but the first of each family are slow."""
-    families: set[str] = set()
+def one_a_family(cases: Iterable[Case], *, but: Iterable[str] = ()) -> list[ParameterSet]:
+    """The cases as parameters of a test; all but the first of each family are slow, and all of `but`."""
+    families = {*but}
     chosen = []
     for case in cases:
         family = catalog.card(case.model).family

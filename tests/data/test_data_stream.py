@@ -178,8 +178,12 @@ def test_files_that_are_gone_and_mixed_sizes(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("wait", [0, 0.5])
-def test_a_killed_worker_is_told(wait, pictures):
+def test_a_killed_worker_is_told(wait, pictures, monkeypatch):
     """While batches of it are on their way, and later."""
+    often = (0.1,)  # seconds between looks whether the workers live, of which torch waits five
+    monkeypatch.setattr(
+        "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__", often
+    )
     ahead = Prefetch(pictures, lambda step: [step % 60] * 4, 2)
     ahead.at(0)
     for child in multiprocessing.active_children():

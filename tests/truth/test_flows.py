@@ -44,7 +44,7 @@ PROBABILITIES = [
     *((flow, {"dequant": how, "logit": 0.1, "size": 0.05}) for how in ("uniform", "variational")),
     *((glow, LABELLED | {"depth": 2, "logit": logit}) for logit in (0.0, 0.1)),
     (realnvp, LABELLED | {"logit": 0.1}),
-    (tarflow, {"patch": 1, "logit": 0.1}),
+    (tarflow, {"patch": 1, "logit": 0.1, "width": 8, "layers": 1}),
 ]
 
 
