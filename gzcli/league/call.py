@@ -114,15 +114,15 @@ def league(
     most = None if n == USUAL else n
     job = BenchJob((), reference, n=n, likelihoods=most, checkpoint="last", launch=launch)
     terms, say = Terms(reference, seconds_of(budget), names, tuple(range(seeds)), job, CALLS), speaking(quiet)
-    held = loop.League.of(terms, budget, say=say)
-    result = loop.hold(held, at_once=at_once, say=say, mode="quiet" if quiet else "human")
+    prepared = loop.League.of(terms, budget, say=say)
+    result = loop.hold(prepared, at_once=at_once, say=say, mode="quiet" if quiet else "human")
     keys = [field.name for field in fields(LeagueRow)]
     rows = [LeagueRow(**{key: row[key] for key in keys}) for row in result["summary"]]
     trainings = [
         Trained(row["model"], row["seed"], row.get("run"), row["metrics"], row.get("error"))
         for row in result["rows"]
     ]
-    facts = (tuple(result["notes"]), result["left_out"], held.folder)
+    facts = (tuple(result["notes"]), result["left_out"], prepared.folder)
     return LeagueResult(
         result["data"], result["metric"], tuple(rows), tuple(trainings), result["floor"], *facts
     )

@@ -15,8 +15,16 @@ from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import counted, duration
 from gzcli.data.sets.registry import locate
 from gzcli.launch import jobs, launcher
-from gzcli.league import league
-from gzcli.league.league import Entry, Terms
+from gzcli.league.league import (
+    Entry,
+    Terms,
+    entries_of,
+    facts_of,
+    is_judged,
+    jobs_of,
+    judgement,
+    kept_steps,
+)
 from gzcli.league.training import AGAIN, stopped, train_judges
 from gzcli.metrics import standings
 from gzcli.store import claims, files
@@ -41,7 +49,7 @@ class League:
     def of(cls, terms: Terms, budget: str, *, say: Say = silent, progress: Report = unreported) -> League:
         """The league of these terms. `budget` is the budget as typed. Raises UsageError if no model can take
         part."""
-        entries, left_out = league.entries_of(terms, say=say, progress=progress)
+        entries, left_out = entries_of(terms, say=say, progress=progress)
         if not entries:
             hint = next(iter(left_out.values()), None)
             raise UsageError(f"no model can be trained on `{terms.data}`", hint=hint)
@@ -53,7 +61,7 @@ class League:
 
 
 def hold(
-    held: League,
+    league: League,
     *,
     at_once: int | None = None,
     command: str | None = None,
@@ -68,7 +76,7 @@ def hold(
     command: shell command that runs the league again. None: there is none.
     mode: "quiet" if the processes of entries print nothing.
     """
-    terms, folder = held.terms, held.folder
+    terms, folder = league.terms, league.folder
     with files.lock(folder / ".lock", wait=False) as locked:
         if not locked:
             raise UsageError(
@@ -76,10 +84,10 @@ def hold(
             )
         if command:
             files.write_atomic(folder / "command.sh", command)
-        left = [entry for entry in held.entries if not ((run := entry.run()) and run.state == "finished")]
+        left = [entry for entry in league.entries if not ((run := entry.run()) and run.state == "finished")]
         train_judges((entry.recipe.parts[0] for entry in left), say, terms.job.metrics)
         with signals.noted() as heard:
-            result, failed = play(held, turns(held, at_once, heard, say, mode), heard, say)
+            result, failed = play(league, turns(league, at_once, heard, say, mode), heard, say)
         took = [(row.get("train_seconds") or 0, row["model"]) for row in result["rows"]]
         if longer := [(seconds, name) for seconds, name in took if seconds > standings.LATE * terms.budget]:
             result["notes"].append(
@@ -90,9 +98,9 @@ def hold(
         if len(terms.seeds) == 1:
             result["notes"].append("1 seed: ± covers the images only; another seed may differ by more")
         draw(folder, result)
-        result |= {"left_out": dict(held.left_out)}
+        result |= {"left_out": dict(league.left_out)}
         files.write_json(Run(folder).league_file, result)
-    if len(failed) == len(held.entries):
+    if len(failed) == len(league.entries):
         message = f"all {counted(len(failed), 'training')} failed: {failed[0].message}"
         raise type(failed[0])(message, hint=failed[0].hint)
     return result
@@ -104,16 +112,16 @@ Turn = tuple[int, float, GzError | None]  # an entry, when its turn began, and w
 
 
 def play(
-    held: League, taken: Iterator[Turn], heard: Sequence[int], say: Say
+    league: League, order: Iterator[Turn], heard: Sequence[int], say: Say
 ) -> tuple[dict[str, Any], list[GzError]]:
     """Trains and judges the entries one by one, and writes the tables after each. Returns the JSON and the
     errors of rows."""
-    terms, entries = held.terms, held.entries
+    terms, entries = league.terms, league.entries
     rows: dict[int, list[dict[str, Any]]] = {}
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result, errors = dict[str, Any](), list[GzError]()
-    for i, since, problem in taken:
-        entry, head = entries[i], f"{i + 1}/{len(entries)} {held.name_of(entries[i])}"
+    for i, since, problem in order:
+        entry, head = entries[i], f"{i + 1}/{len(entries)} {league.name_of(entries[i])}"
         try:
             if problem:
                 raise problem
@@ -125,33 +133,31 @@ def play(
             if heard:  # the signal that ended the entry's command
                 raise stopped(heard[0]) from error
             failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
-            rows[i] = [facts_of(entry, entry.run()) | failed]
+            rows[i] = [facts_of_row(entry, entry.run()) | failed]
             errors.append(error)
         so_far = [row for key in sorted(rows) for row in rows[key]]
         metric = standings.ranking_metric(so_far, terms.job.metrics, facts["directions"])
         say(f"{head}: {in_short(rows[i][0], metric)}, {duration(time.monotonic() - since)}")
         facts["budget"] = terms.budget
-        result = write(held.folder, standings.of_one_size(so_far), metric, facts)
+        result = write(league.folder, standings.of_one_size(so_far), metric, facts)
     if heard:
         raise stopped(heard[0])
     return result, errors
 
 
-def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Turn]:
+def turns(league: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Turn]:
     """Yields the entries one by one; after a signal, none begins. With `at_once`, that many at a time are
     trained and judged in parallel processes before they are yielded. Entries with nothing left to do are
     yielded directly."""
-    entries = held.entries
-    apart = [
-        i for i, entry in enumerate(entries) if at_once and not league.is_judged(entry.run(), held.terms)
-    ]
+    entries = league.entries
+    apart = [i for i, entry in enumerate(entries) if at_once and not is_judged(entry.run(), league.terms)]
     for i in range(len(entries)):
         if i not in apart and (at_once or not heard):
             yield i, time.monotonic(), None
-    folders = {i: held.folder / "entries" / f"{i:03d}" for i in apart}
+    folders = {i: league.folder / "entries" / f"{i:03d}" for i in apart}
     for i, folder in folders.items():
-        held.terms.of(entries[i].key).write(folder)
-    free = launcher.slots(at_once or 1, gpus=bool(held.terms.job.launch.gpus))
+        league.terms.of(entries[i].key).write(folder)
+    free = launcher.slots(at_once or 1, gpus=bool(league.terms.job.launch.gpus))
     free = [{**slot, "GZ_OUTPUT": mode} for slot in free]
     for i, since, code in launcher.side_by_side("gzcli.league", folders, free, heard):
         problem = None
@@ -160,7 +166,7 @@ def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mod
         except GzError as error:
             problem = error
         if problem and heard:
-            say(f"{held.name_of(entries[i])}: {problem.message}")
+            say(f"{league.name_of(entries[i])}: {problem.message}")
         else:
             yield i, since, problem
 
@@ -168,7 +174,7 @@ def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mod
 def play_one(terms: Terms, say: Say) -> None:
     """Trains and judges an entry, for a league that another process runs now or later."""
     with signals.noted() as heard:
-        (entry,), _ = league.entries_of(terms, say=say)
+        (entry,), _ = entries_of(terms, say=say)
         judge(train(entry, terms.budget, entry.model, say), entry, terms, {"notes": []})
         if heard:
             raise stopped(heard[0])
@@ -183,22 +189,22 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
     return entry.train(say=lambda text: say(f"{head}: {text}"))
 
 
-def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
+def facts_of_row(entry: Entry, run: Run | None) -> dict[str, Any]:
     """The model and seed of a row, and the id and cost of its run."""
     facts = {"model": entry.model, "seed": entry.seed, "command": entry.command}
-    return facts | (league.facts_of(run) if run else {})
+    return facts | (facts_of(run) if run else {})
 
 
 def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a run, first with its own sampler. If a curve cannot be drawn, a note is printed."""
     rows: list[dict[str, Any]] = []
-    if "time" in terms.curves and len(league.kept_steps(run)) < 2:
+    if "time" in terms.curves and len(kept_steps(run)) < 2:
         facts["notes"].append(
             f"`{run.id}` kept too few checkpoints for a curve; "
             f"to train it again with more, first run `gz runs remove {run.id}`"
         )
-    for kind, (job, descriptions) in league.jobs_of(run, terms).items():
-        key, result = league.judgement(run, job)
+    for kind, (job, descriptions) in jobs_of(run, terms).items():
+        key, result = judgement(run, job)
         try:
             if result is None:
                 result = jobs.do_job(claims.new_folder(run.path / "bench", key), job)
@@ -222,7 +228,7 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
                 "sample_seconds": 1 / rate if rate else None,
                 "shape": result["provenance"]["shape"],
             }
-            rows.append({**row, **facts_of(entry, run), **of_setting})
+            rows.append({**row, **facts_of_row(entry, run), **of_setting})
     return rows
 
 
