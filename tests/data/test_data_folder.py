@@ -214,6 +214,9 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
     for name in ("train/a/000.png", "train/b/007.png", "test/b/029.png", "train/b/015.png"):
         assert f"`{name}`" in e.value.message
     assert e.value.hint.endswith(f": gz data import {folder} --name p --skip-bad") and nothing_half_written()
+    with pytest.raises(MissingError) as e:
+        open_pack(folder, size=8)
+    assert e.value.hint.endswith(f": gz data import {folder} --name p --size 8 --skip-bad")
     import_set(folder, "good", Form(skip_bad=True))
     opened = open_pack("good")
     assert len(opened.meta.skipped) == 4 and sum(opened.meta.counts.values()) == 26

@@ -521,6 +521,7 @@ REFUSED = [
         "spell the label exactly",
     ),
     ("x", ("x,y", "z,w"), "no label `x`", """`--label '"x,y"'`"""),
+    ("X", ("x,y", "z,w"), "no label `X`", """`--label '"x,y"'`"""),
     ("2", ("a", "b"), "no label `2` among the 2 classes", "a, b"),
     ("", ("a",), "no label ``", "a"),
     ("cat", (), "needs a data set with classes", ""),

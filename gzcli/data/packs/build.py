@@ -71,7 +71,7 @@ def build(
         fit = Fit(images.title, shape, decoding, _crop_hint(native), bool(images.further), values)
         bad, resized, notes, sizes = _write_images(images, plan, files, fit, lambda n: progress(n, total))
         if bad:
-            _leave_out(images, plan, bad, form.skip_bad, files)
+            _leave_out(images, plan, bad, form, files)
         if ASPECT in images.further:
             shapes = Counter(f"{w}×{h}" for rows in sizes.values() for w, h in rows.tolist() if w)
             notes.append("sizes: " + ", ".join(f"{shape} ({n:,})" for shape, n in shapes.most_common()))
@@ -447,14 +447,14 @@ def _check_sides(further: Fitted, image: list[int]) -> None:
             raise UsageError(message, hint="crop both to the same region")
 
 
-def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: PackFolder) -> None:
+def _leave_out(images: RawImages, plan: Plan, bad: Bad, form: Form, files: PackFolder) -> None:
     """Removes images that did not decode from plan and files, or raises MissingError with their names."""
-    title = images.title
-    if not skip_bad:
+    title, options = images.title, f"--size {form.size} --skip-bad" if form.size else "--skip-bad"
+    if not form.skip_bad:
         messages = [e.message for e in bad.values()]
         listed = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
         count = f"{len(messages):,} images of `{title}` cannot be decoded: " if len(messages) > 1 else ""
-        hint = f"replace or remove them, or import the others: {import_line(title, '--skip-bad')}"
+        hint = f"replace or remove them, or import the others: {import_line(title, options)}"
         raise MissingError(count + listed, hint=hint)
     targets = {split: target.copy() for split, target in plan.items()}
     for split, i in bad:

@@ -35,7 +35,8 @@ def _number(word: str, classes: Sequence[str]) -> int:
         return alike[0]
     if word.isascii() and word.isdecimal() and int(word) < len(classes):
         return int(word)
-    match = next((name for name in classes if "," in name and word in name.split(",")), None)
+    parts = ((name, map(canonical, name.split(","))) for name in classes if "," in name)
+    match = next((name for name, words in parts if canonical(word) in words), None)
     quoted = f"""quote a name that contains a comma: `--label '"{match}"'`""" if match and word else None
     hint = quoted or did_you_mean(word, classes) or f"labels: {', '.join(classes[:20])}"
     raise UsageError(f"there is no label `{word}` among the {len(classes)} classes", hint=hint)
