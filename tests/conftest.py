@@ -92,6 +92,9 @@ def _home(tmp_path_factory):
     patch.setenv("GZ_TRIAL", "0")  # no plan of a test starts a process to try a step
     patch.setenv("WANDB_MODE", "offline")
     patch.setenv("HF_HUB_OFFLINE", "1")
+    # a millisecond each, and dozens a training; a process that is killed loses nothing without, and no test
+    # cuts the power
+    patch.setattr(os, "fsync", lambda fd: None)
     yield
     patch.undo()
 
