@@ -164,7 +164,8 @@ def ood(
         of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
         if dry_run:
             outs = split_sets(out_) if out_ else None
-            return show_dry_method(inside, outs, input_, n, method)
+            path = inspected.path if inspected else None
+            return show_dry_method(inside, outs, input_, n, method=method, inspected=path)
         if export:
             exported = write_alarm(inside.reference, local(export), how | of_alarm)
             if not input_:
@@ -273,10 +274,16 @@ def show_dry_run(run: Run, job: OodJob | AlarmJob) -> None:
 
 
 def show_dry_method(
-    home: DataSet, outs: Sequence[str] | None, input_: str | None, n: int | None, method: str
+    home: DataSet,
+    outs: Sequence[str] | None,
+    input_: str | None,
+    n: int | None,
+    *,
+    method: str,
+    inspected: Path | None,
 ) -> None:
     """Prints what a method without training is fitted to and what it checks, and the time. Without `outs` and
-    `input_`, it checks the test images of an inspection set."""
+    `input_`, it checks the test images of an inspection set, whose path is `inspected`."""
     from gzcli.data.packs.open import counts_of
     from gzcli.launch import forecast
 
@@ -288,7 +295,7 @@ def show_dry_method(
         images = f"{n:,} per data set" if n else "all"
     else:
         fitted = sum(good.values()) - (official or 0) if good else None
-        checked = official if input_ is None else inputs(input_)
+        checked = inputs(input_) if input_ else inspected_images(str(inspected))
         images = f"{in_words(checked)}, compared with {in_words(fitted)} good images"
     of_all = forecast.together([fitted and min(fitted, MOST_FITTED if outs else MOST), checked])
     seconds = of_all and forecast.STARTING_UP + forecast.checking(int(of_all), method)
@@ -307,6 +314,12 @@ def official_test(data: DataSet) -> int | None:
 
     own = isinstance(data, OwnSet) and data.path.exists()
     return open_path(data.path, data.form).counts.get("test") if own else None
+
+
+def inspected_images(path: str) -> int | None:
+    """The number of test images of an inspection set: defective ones, and good ones."""
+    layout, good = open_inspection(Path(path)), official_test(OwnSet(Path(path)))
+    return len(layout.kinds) + (good or 0) if layout else None
 
 
 def inputs(path: str) -> int | None:
@@ -347,7 +360,8 @@ def counts_of_alarm(job: AlarmJob) -> list[int | None]:
     if enough is not None and enough < needed:
         rate = f"a false-alarm rate of {percent(job.fpr)}"
         out.warn(f"{rate} needs {needed:,} held-out images, but there are only {enough:,}")
-    return [total and total - used, official if job.verb == "inspect" else inputs(job.input)]
+    inspects = job.verb == "inspect"
+    return [total and total - used, (inspected_images if inspects else inputs)(job.input)]
 
 
 def cost_of(run: Run, job: OodJob, names: Sequence[str]) -> Scored:
