@@ -216,7 +216,7 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
 
 def most_likelihoods(job: BenchJob, form: PackOptions | None) -> int:
     """The most test images whose likelihood is computed, in a form of the set."""
-    most, meta = job.likelihoods or MOST, peek(job.data, **form or {})
+    most, meta = job.likelihoods or MOST, peek(job.data, **form) if form else peek(job.data)
     return min(most, meta.counts["test"]) if meta else most
 
 

@@ -163,9 +163,9 @@ def ood(
             return jobs.submit("ood", name, seed, how["launch"], slurm, dry_run=dry_run)
         of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
         if dry_run:
-            outs = split_sets(out_) if out_ else None
+            against = split_sets(out_) if out_ else None
             path = inspected.path if inspected else None
-            return show_dry_method(inside, outs, input_, n, method=method, inspected=path)
+            return show_dry_method(inside, against, input_, n, method=method, inspected=path)
         if export:
             exported = write_alarm(inside.reference, local(export), how | of_alarm)
             if not input_:
@@ -312,8 +312,9 @@ def official_test(data: DataSet) -> int | None:
     """The number of images of the user's own folder `test`, which may show anything."""
     from gzcli.data.readers.folder import open_path
 
-    own = isinstance(data, OwnSet) and data.path.exists()
-    return open_path(data.path, data.form).counts.get("test") if own else None
+    if not isinstance(data, OwnSet) or not data.path.exists():
+        return None
+    return open_path(data.path, data.form).counts.get("test")
 
 
 def inspected_images(path: str) -> int | None:
@@ -328,7 +329,7 @@ def inputs(path: str) -> int | None:
 
     form = Form(skip_bad=True, layout="flat")
     counts = counts_of(OwnSet(local(path), form=form), foreign=True)
-    return counts and counts["test"]
+    return counts["test"] if counts else None
 
 
 def counts_of_sets(job: OodJob) -> list[int | None]:
@@ -338,7 +339,7 @@ def counts_of_sets(job: OodJob) -> list[int | None]:
     if job.imglists:
         return [None] * (1 + len(job.outs))
     sets = [counts_of(locate(job.ins)), *(counts_of(locate(name), foreign=True) for name in job.outs)]
-    return [counts and counts["test"] for counts in sets]
+    return [counts["test"] if counts else None for counts in sets]
 
 
 def counts_of_alarm(job: AlarmJob) -> list[int | None]:
@@ -351,9 +352,9 @@ def counts_of_alarm(job: AlarmJob) -> list[int | None]:
     official = official_test(home)
     if job.calibrate:
         more = counts_of(locate(job.calibrate), foreign=True)
-        total = more and more["test"]
+        total = more["test"] if more else None
     else:
-        total = held_out and held_out["val"] + (0 if official else held_out["test"])
+        total = held_out["val"] + (0 if official else held_out["test"]) if held_out else None
         used = min(FITTED, (total or 0) // 4)
     scores = len(job.scores or ()) if job.scores or job.others else 1
     needed, enough = fewest(job.fpr, scores), total if job.n is None else min(job.n, total or job.n)
@@ -364,7 +365,7 @@ def counts_of_alarm(job: AlarmJob) -> list[int | None]:
     return [total and total - used, (inspected_images if inspects else inputs)(job.input)]
 
 
-def cost_of(run: Run, job: OodJob, names: Sequence[str]) -> Scored:
+def cost_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> Scored:
     """The cost of the scores of an image on this machine, measured on an untrained copy of the run."""
     from gzcli.launch import forecast, launcher
 

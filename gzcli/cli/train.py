@@ -248,8 +248,8 @@ def sweep(
             time += f"; total: about {about(seconds + extra)}"
         for line in out.fitted(time, "time    "):
             out.text(line)
-        facts = {"settings": plan.settings, "rounds": plan.rungs, "first": plan.first}
-        return out.data(facts | {"judges_seconds": extra})
+        shown = {"settings": plan.settings, "rounds": plan.rungs, "first": plan.first}
+        return out.data(shown | {"judges_seconds": extra})
     out.info(rounds)
     result = play(plan, out.info)
     rows = [

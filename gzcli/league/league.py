@@ -193,8 +193,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
     judged, job = {}, replace(terms.job, patience=patience, drawing=code_of(run))
     for kind, settings in rows.items():
         if settings:
-            variants = tuple(row["variant"] for row in settings)
-            judged[kind] = replace(job, runs=(str(run.path),) * len(settings), variants=variants), settings
+            of_each = tuple(row["variant"] for row in settings)
+            judged[kind] = replace(job, runs=(str(run.path),) * len(settings), variants=of_each), settings
     return judged
 
 

@@ -43,7 +43,8 @@ def untrained(names: Iterable[str] | None, data: DataSet, form: PackOptions | No
     table = metrics()
     chosen = [table[name] for name in names if name in table] if names is not None else table.values()
     spaces = {metric.features for metric in chosen if names is not None or metric.default == "always"}
-    if not (meta := peek(data, **form or {})):  # its pack would identify them
+    meta = peek(data, **form) if form else peek(data)
+    if not meta:  # its pack would identify them
         return [] if data.key in WITH_JUDGES else [judge for judge in RECIPES if judge in spaces]
     return [
         judge
