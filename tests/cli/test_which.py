@@ -216,8 +216,10 @@ def test_a_dry_run_tells_the_rounds(call):
     assert code == 0 and "cfm" in plan["models"]  # what gz suggests takes part
     assert sum(row["models"] * row["seconds"] for row in plan["rounds"]) == pytest.approx(180)
     assert "rounds: " in stderr and "training: about 3 minutes; sampling and evaluation: up to " in stderr
-    assert "total: up to 5 minutes\n" in stderr
-    assert 0.1 * 180 + 60 < plan["evaluation"] < 2 * 60, "each model's turn; the judges come with gz"
+    assert "total: up to " in stderr
+    turns = sum(row["models"] for row in plan["rounds"])
+    seconds = (plan["evaluation"] - 0.1 * 180) / turns
+    assert 10 < seconds < 20, "each model's turn; the judges come with gz"
     code, _, stderr = call("which", "--data", "digits", "--budget", "5s", "--models", "vae,cvae", "--dry-run")
     assert code == 2 and "gives each of 2 models" in stderr
     code, _, stderr = call("which", "--data", "digits", "--cpu")
