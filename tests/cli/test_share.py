@@ -269,7 +269,8 @@ def test_a_pretrained_model_loads_and_draws(one, elsewhere):
     excess, low, high = row["excess"]
     assert (row["name"], row["n"]) == ("fd", 1000) and low <= excess <= high
     assert excess == pytest.approx(row["value"] - row["floor"])
-    assert f", {one.cells[0]}, {one.cells[1]} above real" in " ".join(as_markdown(page_of(one.model)).split())
+    value = one.cells[0] + (f" ({one.variant})" if one.variant else "")
+    assert f", {value}, {one.cells[1]} above real" in " ".join(as_markdown(page_of(one.model)).split())
 
 
 def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewhere):
