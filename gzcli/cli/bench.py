@@ -664,10 +664,7 @@ def as_json(race: Race) -> dict[str, Any]:
 
 def race_table(outcome: Outcome) -> None:
     """Prints the result of the longest training of each model, the best first."""
-    from gzcli.league.which import judges_of
-
-    last = outcome.rounds[-1]
-    judges, of_model = judges_of(last, few=False), dict[str, tuple[int, dict[str, standings.Excess]]]()
+    judges, of_model = outcome.rounds[-1]["judges"], dict[str, tuple[int, dict[str, standings.Excess]]]()
     for i, result in enumerate(outcome.rounds):
         of_model |= {row["model"]: (i, standings.excesses_of(row, judges)) for row in result["summary"]}
     lines = []
@@ -678,11 +675,6 @@ def race_table(outcome: Outcome) -> None:
     out.table(("model", "round", *judges, "trained"), lines)
     ranked = "; the best model has the lowest geometric mean" if len(judges) > 1 else ""
     out.info(f"{', '.join(judges)}: excess over real images, lower is better{ranked}")
-    if (deciding := last["judges"]) != judges:
-        out.info(
-            f"the ranking uses {', '.join(deciding)} alone, because "
-            "the other judges were trained on few images"
-        )
 
 
 def show_race(outcome: Outcome) -> None:

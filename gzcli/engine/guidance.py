@@ -15,10 +15,10 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine import checkpoint, sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.metrics import pretrained
 from gzcli.metrics.features import LENET, NetFeatures, has_lenet, lenet
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.metrics.interval import subset
+from gzcli.metrics.networks import published_judges
 from gzcli.metrics.quality.neighbours import prdc
 from gzcli.models.nn import spread_labels
 from gzcli.store import files
@@ -92,7 +92,7 @@ def reference(pack: Pack) -> tuple[np.ndarray, str]:
 def affords_judge(train: TrainSection, pack: Pack) -> bool:
     """Whether a training is long enough to train the judge of its set, which few colour images do without
     until then."""
-    if has_lenet(pack) or not pretrained.judges(pack):
+    if has_lenet(pack) or not published_judges(pack.meta):
         return True
     judge = LENET.sized(len(pack.images("train")))
     return train.steps * train.batch_size >= TENTH * judge.steps * judge.batch

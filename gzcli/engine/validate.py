@@ -19,7 +19,7 @@ from gzcli.engine.forecast import seconds_each
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import with_remembered
 from gzcli.engine.trained import Trained
-from gzcli.metrics import collapse, pretrained
+from gzcli.metrics import collapse, networks, pretrained
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.features import has_lenet, lenet
 from gzcli.metrics.frechet import frechet_distance
@@ -46,7 +46,7 @@ def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = N
         return None
     metric = next(name for name in (choice, model.best, usual_metric(model)) if name != "auto")
     if choice == "auto" and metric == "fd" and model.watched:
-        judged = (minutes or 0.0) >= PATIENT or has_lenet(pack) or pretrained.judges(pack)
+        judged = (minutes or 0.0) >= PATIENT or has_lenet(pack) or networks.published_judges(pack.meta)
         return metric if n >= FEWEST and judged else model.watched
     if metric == "bpd" and model.data.levels is None:  # real numbers have densities, not bits
         metric = "loss"
@@ -70,14 +70,14 @@ def judge_of(
     to learn its classes, the metric is `fd_lite` if the extra `features` is installed. Otherwise it is the
     usual metric of models without a judge, or None for GANs, whose loss does not measure sample quality. Few
     colour images do not train a judge: unless `choice` is "fd", `fd_lite` is used at once."""
-    if choice != "fd" and pretrained.judges(pack):
+    if choice != "fd" and networks.published_judges(pack.meta):
         log.info("few colour images: `train.best` uses features of EfficientNet-Lite0")
         return pretrained.lite(device), "fd_lite"
     judge = lenet(pack, device=device, say=log.info)
     if judge.alive:
         return judge, "fd"
     why = judge.is_dead("lenet")
-    if pretrained.is_installed():
+    if networks.is_installed():
         log.warn(f"{why}: `train.best` uses features of EfficientNet-Lite0")
         return pretrained.lite(device), "fd_lite"
     metric = usual_metric(model) if model.watched or model.best != "fd" else None

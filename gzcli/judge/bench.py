@@ -36,7 +36,7 @@ from gzcli.judge.contestants import (
 from gzcli.judge.images import Pick, treatment
 from gzcli.judge.likelihood import BATCH_SIZE, likelihood
 from gzcli.judge.real import ImageSet, RealImages, Space, Strata
-from gzcli.metrics import pretrained, standings
+from gzcli.metrics import networks, pretrained, standings
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import excess, mean_of_draws, subset
@@ -102,7 +102,7 @@ def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
     table = metrics()
     if names is None:
         photographs = pack is not None and pack.meta.shape[0] == 3 and pack.meta.values is None
-        colour = photographs and pretrained.is_installed()
+        colour = photographs and networks.is_installed()
         ways = ("always", "colour") if colour else ("always",)
         return [name for way in ways for name, metric in table.items() if metric.default == way]
     names = ["bpd" if name == "nats" else name for name in names]
@@ -123,7 +123,7 @@ def refuse_photographs(chosen: Sequence[Metric], pack: Pack) -> None:
     """Raises UsageError for metrics of networks that were trained on photographs, if the images have other
     channels."""
     shown = [metric.name for metric in chosen if metric.features in (*FETCHED, "lite")]
-    if shown and pack.meta.values and pack.meta.values["channels"] not in (1, 3):
+    if shown and pack.meta.channels not in (1, 3):
         has = f"`{pack.meta.name}` has {pack.meta.notes[-1]}"
         message = f"`{shown[0]}` uses a network trained on photographs, but {has}"
         raise UsageError(message, hint="use `fd` or `swd`, which compare images of three channels")
@@ -162,7 +162,7 @@ class Judge:
         self.remembers = "memory" in names
         names_of_spaces = {metric.features for metric in self.metrics} - {"", "pixels"}
         if self.remembers:
-            names_of_spaces.add("lite" if pack.meta.shape[0] == 3 and pretrained.is_installed() else "lenet")
+            names_of_spaces.add("lite" if pack.meta.shape[0] == 3 and networks.is_installed() else "lenet")
         opened: dict[str, Callable[[], Space]] = {
             "inception": partial(pretrained.inception, job.weights, device),
             "lite": partial(pretrained.lite, device),
@@ -206,7 +206,7 @@ class Judge:
         dead = self.judges.keys() - self.living.keys()
         usable = [metric for metric in self.metrics if metric.features not in dead]
         enough = self.named and any(metric.compare for metric in usable)
-        if not enough and pretrained.is_installed():
+        if not enough and networks.is_installed():
             self.spaces.setdefault("lite", pretrained.lite(self.device))
             usable += [
                 metric for metric in metrics().values() if metric.default == "colour" and metric not in usable

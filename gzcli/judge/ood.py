@@ -25,7 +25,7 @@ from gzcli.engine.pictures import histograms
 from gzcli.judge import methods
 from gzcli.judge.images import BANK, Pick, short_paths, treatment
 from gzcli.judge.scores import Scoring, Table, write_csv
-from gzcli.metrics import baselines, pretrained
+from gzcli.metrics import baselines, networks, pretrained
 from gzcli.metrics.alarms.alarm import FITTED
 from gzcli.metrics.alarms.choice import defaults, sides
 from gzcli.metrics.alarms.methods import METHODS
@@ -175,7 +175,7 @@ def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device)
         "knn_pixels": baselines.knn_pca(train[index], images),
         **{name: [fitted.score(each) for each in images] for name, fitted in residuals.items()},
     }
-    if home.meta.shape[0] == 3 and pretrained.is_installed():
+    if home.meta.shape[0] == 3 and networks.is_installed():
         space = pretrained.lite(device)
         bank = space.features(train[subset(len(train), BANK // 4)])
         columns["knn_lite"] = baselines.knn_features(bank, [space.features(each) for each in images])

@@ -354,8 +354,7 @@ def judging(sweep: Sweep) -> float:
     data = part.data
     data_set = locate(data.name)
     facts = facts_of(data_set, size=data.size, channels=data.channels)
-    published = facts and facts.channels == 3 and facts.traits and networks.is_installed()
-    if published and part.train.best != "fd":
+    if facts and networks.published_judges(facts) and part.train.best != "fd":
         return 0.0
     return networks.TRAINING * len(networks.untrained(("fd",), data_set, pack_options(data)))
 

@@ -18,6 +18,7 @@ from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Request, Start, is_of_training, launched_again, resumable, training
 from gzcli.metrics.metric import metrics
+from gzcli.metrics.networks import published_judges
 from gzcli.recipe.recipe import Recipe
 from gzcli.store import files, runs
 from gzcli.store.paths import cache_dir
@@ -101,7 +102,6 @@ def train_judges(parts: Iterable[Part], say: Say, by: Sequence[str] | None = ())
     """Trains the first judge of each packed set, except for latents. Otherwise the first training would do so
     in its own time. A published network judges few colour images: they get a judge only if a recipe requests
     `fd`, or if one of the metrics `by` (None: the default ones) uses it."""
-    from gzcli.metrics import pretrained
     from gzcli.metrics.features import lenet
 
     always = by is None or any(metrics()[name].features == "lenet" for name in by if name in metrics())
@@ -112,7 +112,7 @@ def train_judges(parts: Iterable[Part], say: Say, by: Sequence[str] | None = ())
     }
     for (*_, by_fd), data in different.items():
         pack = open_pack(data.name, **pack_options(data), say=say)
-        if always or by_fd or not pretrained.judges(pack):
+        if always or by_fd or not published_judges(pack.meta):
             lenet(pack, say=say)
 
 

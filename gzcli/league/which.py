@@ -163,10 +163,11 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
 
 
 def metrics_of(facts: Facts | None) -> tuple[str, ...]:
-    """The metrics of a race: those of its judges. With few images the published judge decides alone, so the
-    second judge is not trained."""
-    published = (PUBLISHED,) if facts and facts.channels == 3 and networks.is_installed() else ()
-    return published if facts and facts.traits and published else (*JUDGES, *published)
+    """The metrics of a race: those of its judges. The published judge decides alone on few images, because
+    judges that were trained on few detect neither blurs nor checkerboards."""
+    if facts and networks.published_judges(facts):
+        return (PUBLISHED,)
+    return (*JUDGES, PUBLISHED) if facts and facts.channels == 3 and networks.is_installed() else JUDGES
 
 
 def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:
@@ -297,7 +298,7 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
         names = ", ".join(dict.fromkeys(entry.model for entry in league.entries))
         say(f"round {i + 1} of {len(race.rounds)}, {duration(league.terms.budget)} each: {names}")
         result = hold(league, at_once=at_once, say=say, mode=mode)
-        result["judges"] = judges_of(result, few=bool(facts and facts.traits))
+        result["judges"] = judges_of(result)
         if result["metric"] is None:
             hint = next(iter(result["notes"]), None)
             raise MissingError(f"no judge can compare models on `{race.terms.data}`", hint=hint)
@@ -306,12 +307,10 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
     return Outcome(race, tuple(outcomes), tuple(ordered), agreement(outcomes))
 
 
-def judges_of(result: Mapping[str, Any], *, few: bool) -> list[str]:
-    """The judges that rank the models of a round. These are all judges; for few images only the published
-    one, if it is available. Judges that were trained on few images detect neither blurs nor checkerboards."""
+def judges_of(result: Mapping[str, Any]) -> list[str]:
+    """The judges that rank the models of a round."""
     judges = dict.fromkeys([result["metric"], standings.SECOND, PUBLISHED])
-    there = [judge for judge in judges if any(judge in row["excess"] for row in result["summary"])]
-    return [PUBLISHED] if few and PUBLISHED in there else there
+    return [judge for judge in judges if any(judge in row["excess"] for row in result["summary"])]
 
 
 def judged(result: Mapping[str, Any], row: standings.Row) -> dict[str, standings.Excess]:

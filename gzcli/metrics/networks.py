@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gzcli.core.units import as_size
+from gzcli.data.packs.facts import FEW, Facts
 from gzcli.data.packs.open import PackOptions, peek
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSet
@@ -27,6 +28,13 @@ TRAINING = 60.0  # seconds of a core for training a judge
 def is_installed() -> bool:
     """Whether the weights of EfficientNet-Lite0 are here."""
     return find_spec(PACKAGE) is not None
+
+
+def published_judges(data: Facts | PackMeta) -> bool:
+    """Whether EfficientNet-Lite0 judges a set, so that no network is trained on it: few colour images, which
+    teach a network little in a minute or more."""
+    n = data.n if isinstance(data, Facts) else data.counts["train"]
+    return data.channels == 3 and n <= FEW and is_installed()
 
 
 def places(recipe: str, meta: PackMeta) -> tuple[Path, Path]:

@@ -23,13 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.data.packs.facts import FEW
-from gzcli.metrics.networks import PACKAGE, is_installed
+from gzcli.metrics.networks import PACKAGE
 from gzcli.store import files
 from gzcli.store.hub import CLIP, DINOV2, INCEPTION, weights
 
 if TYPE_CHECKING:
-    from gzcli.data.packs.pack import Pack
     from gzcli.data.packs.stream import Pictures
 
 State = Mapping[str, Tensor]
@@ -92,12 +90,6 @@ EPSILON = 1e-3  # epsilon of the batch normalisation
 TAPPED = (3, 5)  # stages whose activations describe patches: 40 channels at stride 8, 112 at stride 16
 # number of blocks, stride of the first, expansion
 STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
-
-
-def judges(pack: Pack) -> bool:
-    """Whether EfficientNet-Lite0 judges a set, so that no network is trained on it: few colour images, which
-    teach a network little in a minute or more."""
-    return pack.shape[0] == 3 and len(pack.images("train")) <= FEW and is_installed()
 
 
 def lite(device: torch.device | str = "cpu") -> Features:

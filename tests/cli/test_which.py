@@ -112,22 +112,19 @@ def test_both_judges_count_and_a_failed_model_is_last():
     assert order(result) == ["c", "a", "b", "failed"]
 
 
-def test_of_few_images_a_published_judge_decides_alone():
+def test_every_judge_of_a_round_ranks_its_models():
     result = summary({"a": (9.0, 9.0), "b": (1.0, 1.0), "failed": None})
     for row, value in zip(result["summary"], (0.2, 0.9, None), strict=True):
         row["excess"] |= {"kid_lite": [value, value - 0.1, value + 0.1]} if value else {}
         row["metrics"] |= {"kid_lite": value} if value else {}
-    result["judges"] = which.judges_of(result, few=False)
+    result["judges"] = which.judges_of(result)
     assert result["judges"] == ["fd", "fd_second", "kid_lite"] and order(result) == ["b", "a", "failed"]
-    result["judges"] = which.judges_of(result, few=True)
-    assert result["judges"] == ["kid_lite"] and order(result) == ["a", "b", "failed"]
     alone = result | {
         "metric": "kid_lite",
         "summary": [{**row, "excess": {"kid_lite": [1.0] * 3}} for row in result["summary"]],
     }
-    assert which.judges_of(alone, few=False) == ["kid_lite"], "one column"
-    grey = summary({"a": (9.0, 9.0)})
-    assert which.judges_of(grey, few=True) == ["fd", "fd_second"]
+    assert which.judges_of(alone) == ["kid_lite"], "one column"
+    assert which.judges_of(summary({"a": (9.0, 9.0)})) == ["fd", "fd_second"]
 
 
 def test_a_published_judge_decides_where_those_of_the_set_do_not():

@@ -16,7 +16,7 @@ from gzcli.engine import guidance, validate
 from gzcli.engine.log import Log
 from gzcli.judge import bench
 from gzcli.league import training
-from gzcli.metrics import pretrained
+from gzcli.metrics import networks, pretrained
 from gzcli.metrics.features import lenet
 from gzcli.metrics.metric import metrics
 from gzcli.metrics.second import second
@@ -39,7 +39,7 @@ def extra(request, monkeypatch) -> bool:
     for name, judge in (("lenet", lenet), ("second", second)):
         monkeypatch.setattr(bench, name, dying(judge))
     monkeypatch.setattr(validate, "lenet", dying(lenet))
-    monkeypatch.setattr(pretrained, "is_installed", lambda: request.param)
+    monkeypatch.setattr(networks, "is_installed", lambda: request.param)
     net = pretrained.Features(lambda x: x[:, 0, ::4, ::4].flatten(1).float(), "tiny", CPU)
     monkeypatch.setattr(pretrained, "lite", lambda device="cpu": net)
     return request.param
@@ -96,7 +96,8 @@ def test_few_colour_images_train_no_judge(n, channels, classes, extra, monkeypat
     trained: list[object] = []
     judge = replace(lenet(open_pack("digits")), accuracy=0.9)
     monkeypatch.setattr(validate, "lenet", lambda pack, **how: trained.append(pack) or judge)
-    pack = SimpleNamespace(classes=classes, shape=(channels, 64, 64), images=lambda split: range(n))
+    meta = SimpleNamespace(channels=channels, counts={"train": n})
+    pack = SimpleNamespace(classes=classes, meta=meta)
     net, metric = validate.judge_of(fitted(), pack, CPU, Log())
     at_once = extra and (n, channels) == (240, 3)
     assert (metric == "fd_lite", trained == [], net is not judge) == (at_once,) * 3
@@ -109,7 +110,8 @@ def test_a_league_trains_the_judge_that_its_trainings_or_its_metrics_need(extra,
     monkeypatch.setattr("gzcli.metrics.features.lenet", lambda pack, say: trained.append(pack.channels))
 
     def opened(name, channels, **how):
-        return SimpleNamespace(channels=channels, shape=(channels, 64, 64), images=lambda split: range(240))
+        meta = SimpleNamespace(channels=channels, counts={"train": 240})
+        return SimpleNamespace(channels=channels, meta=meta)
 
     monkeypatch.setattr(training, "open_pack", opened)
 

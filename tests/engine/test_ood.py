@@ -472,7 +472,7 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
         def features(self, images):
             return np.asarray(images).mean((2, 3)) + 1
 
-    monkeypatch.setattr(ood.pretrained, "is_installed", lambda: installed)
+    monkeypatch.setattr(ood.networks, "is_installed", lambda: installed)
     monkeypatch.setattr(ood, "BANK", 400)
     monkeypatch.setattr(ood.pretrained, "lite", lambda device: Space())
     home, foreign = open_pack("patches"), open_pack("digits", size=32, channels=3)

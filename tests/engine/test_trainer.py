@@ -33,6 +33,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
 from gzcli.launch.plan import with_data
+from gzcli.metrics import networks
 from gzcli.metrics.features import lenet
 from gzcli.models import catalog
 from gzcli.models.base import Phase
@@ -277,7 +278,8 @@ def test_denoisers_are_chosen_by_their_samples(monkeypatch):
     judged, sizes = [True], []
 
     def chosen(model, n, choice="auto", minutes=None, channels=1):
-        pack = SimpleNamespace(images=lambda split: range(n), shape=(channels, 32, 32))
+        meta = SimpleNamespace(channels=channels, counts={"train": n})
+        pack = SimpleNamespace(images=lambda split: range(n), meta=meta)
         return validation.best_metric(model, choice, pack, minutes)
 
     monkeypatch.setattr(validation, "has_lenet", lambda pack: judged[0])
@@ -291,7 +293,7 @@ def test_denoisers_are_chosen_by_their_samples(monkeypatch):
         "loss",
         "fd",
     )
-    monkeypatch.setattr(validation.pretrained, "is_installed", lambda: True)
+    monkeypatch.setattr(networks, "is_installed", lambda: True)
     assert chosen(fm, 200, channels=3) == "fd", "few colour images have a published judge"
     draw = validation.sampler.draw
     monkeypatch.setattr(

