@@ -34,7 +34,7 @@ ARROWS = {"down": "↓", "up": "↑", None: ""}
 _LATEX = {character: f"\\{character}" for character in "&%_#${}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
-_LATEX |= {'"': r"\textquotedbl{}", "…": r"\ldots{}"}
+_LATEX |= {'"': "''", "…": r"\ldots{}"}
 _SIGNS = {
     "·": "cdot",
     "×": "times",
@@ -178,7 +178,14 @@ def fenced(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(str(text).split()))
+    """A text for LaTeX without packages, which stops at most characters outside Latin-1: those are written as
+    code points."""
+    return "".join(map(_in_latex, " ".join(str(text).split())))
+
+
+def _in_latex(character: str) -> str:
+    readable = character < "\u0100" and character.isprintable() and character not in "«»ÐÞðþ"
+    return _LATEX.get(character) or (character if readable else f"U+{ord(character):04X}")
 
 
 def pieces(text: str) -> list[tuple[bool, str]]:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import tracemalloc
 import zipfile
 from html.parser import HTMLParser
@@ -218,6 +219,25 @@ def test_names_stand_as_they_are_in_every_form(call, bench, ood):
         assert bare.count("\\begin{") == bare.count("\\begin{tabular}") == bare.count("\\end{") > 0
         assert re.sub(r"\\begin\{tabular\}.*?\\end\{tabular\}", "", bare, flags=re.DOTALL).isspace()
     assert any(EVIL.replace("`", "") in cell for cell in cells)
+
+
+def test_latex_reads_every_character():
+    text = "".join(map(chr, range(33, 127))) + "".join(escapes._SIGNS) + "é–…−½²"
+    assert escapes.latex('"日α😀') == "''U+65E5U+03B1U+1F600" and escapes.latex("é  ü") == "é ü"
+    assert not re.search(r"(?<!\\)[#%&_]", escapes.latex(text)) and "textquotedbl" not in escapes.latex(text)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
+def test_latex_compiles_with_booktabs_alone(call, bench, ood, tmp_path):
+    tables = [written(call, folder)["report.tex"] for folder in (bench, ood[0])]
+    names = escapes.latex("".join(map(chr, range(33, 384))) + "".join(escapes._SIGNS) + "日😀…")
+    body = "\n".join([*tables, names])
+    (tmp_path / "paper.tex").write_text(
+        f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    )
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    process = subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="latin-1")
+    assert process.returncode == 0, [line for line in process.stdout.splitlines() if line.startswith("!")]
 
 
 def test_names_of_no_letters_are_written_out(call, bench, ood):
