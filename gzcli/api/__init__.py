@@ -348,7 +348,7 @@ class LoadedRun:
 
         images: uint8 [N, C, H, W].
         labels: class number of each image [N], or [N, K]. None: log p(x); for a conditional model, that of
-          the mixture of its classes.
+          the mixture of its classes. A model with clusters uses the nearest cluster, a lower bound.
         seed: seed of the noise.
         options: keywords of the model's `log_prob`, such as `steps=100`.
 
