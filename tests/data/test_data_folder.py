@@ -453,9 +453,10 @@ def test_a_table_without_labels_is_skipped_with_a_reason(tmp_path, table, why):
 def test_a_class_of_a_handful_of_images_is_reported(tmp_path):
     files = images("rare", n=3) | images("usual", n=90)
     assert open_pack(write(tmp_path / "set", files)).meta.notes == (
-        "`rare` has 1 training image, `usual` has 74",
+        "too few images for validation and test: `rare`",
+        "`rare` has 3 training images, `usual` has 72",
     )
-    files = images("rare", n=3) | images("usual", n=20)
+    files = images("rare", n=5) | images("usual", n=20)
     assert open_pack(write(tmp_path / "even", files)).meta.notes == ()
 
 

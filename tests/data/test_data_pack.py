@@ -111,24 +111,38 @@ def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
             assert rows_of(split_plan(spec.name, counts))["train"] == spec.trained_on, spec.name
 
 
-def test_a_rare_class_is_in_each_split_unless_a_run_had_another(tmp_path):
+def test_validation_and_test_share_a_class_of_more_than_three_images(tmp_path):
     """Of a pack that is made again, an earlier run would resume on other images."""
     colours = {f"b/{i}.png": png((i, 0, 0)) for i in range(60)}
-    folder = write(tmp_path / "own", colours | {f"a/{i}.png": png((0, i, 0)) for i in range(3)})
+    folder = write(tmp_path / "own", colours | {f"a/{i}.png": png((0, i, 0)) for i in range(5)})
     opened = open_pack(folder)
-    assert opened.meta.counts == {"train": 51, "val": 6, "test": 6} and opened.meta.covered
-    assert [opened.labels(split).tolist().count(0) for split in SPLITS] == [1, 1, 1]
-    plain, labels = split_plan("own", {"train": 63})["train"], np.repeat([0, 1], [3, 60])
-    assert [int((plain[labels == 0] == code).sum()) for code in range(3)] != [1, 1, 1]
-    covered = covering(plain, labels)
-    assert covering(covered, labels).tolist() == covered.tolist(), "what covers the classes stays"
-    assert covering(plain, np.arange(63)).tolist() == plain.tolist(), "a class of one image is trained on"
+    assert opened.meta.counts == {"train": 53, "val": 6, "test": 6} and opened.meta.covered
+    assert [opened.labels(split).tolist().count(0) for split in SPLITS] == [3, 1, 1]
+    plain, labels = split_plan("own", {"train": 65})["train"], np.repeat([0, 1], [5, 60])
+    assert np.bincount(plain[labels == 0]).tolist() != [3, 1, 1]
     run = runs.create("vae", opened.meta.name)
     record_data(run.path, replace(opened.meta, covered=False))
     remove_tree(opened.folder)
     earlier = open_pack(folder)
     assert earlier.labels("test").tolist() == labels[plain == 2].tolist() and not earlier.meta.covered
     assert earlier.meta.counts == opened.meta.counts and earlier.meta.digest != opened.meta.digest
+
+
+@pytest.mark.parametrize(
+    "n, splits", [(1, [1, 0, 0]), (2, [2, 0, 0]), (3, [3, 0, 0]), (4, [3, 0, 1]), (5, [3, 1, 1])]
+)
+def test_at_least_three_images_of_a_class_are_trained_on(n, splits):
+    plain = split_plan("own", {"train": 60})["train"]
+    for seed in range(50):
+        labels = np.random.RandomState(seed).permutation(np.repeat([0, 1], [n, 60 - n]))
+        covered = covering(plain, labels)
+        assert np.bincount(covered[labels == 0], minlength=3).tolist() == splits
+        assert np.bincount(covered).tolist() == [48, 6, 6]
+        assert covering(covered, labels).tolist() == covered.tolist(), "such a plan is not changed"
+    labels = np.arange(60) % 30
+    assert np.bincount(labels[covering(plain, labels) == 0]).min() == 1, (
+        "each of 30 classes of two is trained on"
+    )
 
 
 def test_splits_given_are_kept(tmp_path):

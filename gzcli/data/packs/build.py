@@ -26,7 +26,8 @@ from gzcli.store.files import checksum, need_space, write_array, write_json
 LARGEST = 512  # largest side in pixels that is packed without `data.size`
 ASPECT = "aspect"  # a further image of each image: itself, in a shape near its own (`pictures.bucket`)
 HANDFUL, MANY = 10, 20  # a class of fewer images is reported if another one has so many times more
-NAMED = 5  # maximum number of images that a message names
+TRAINED = 3  # images of a class that remain for training where validation or test takes one
+NAMED = 5  # maximum number of images or classes that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
 # by official split: int32 [N, 2], width and height of each image before packing
@@ -89,7 +90,7 @@ def build(
         "mixed": mixed,
         "streamed": asdict(decoding) if streamed else None,
         "skipped": [e.message for e in bad.values()],
-        "notes": [*images.notes, *notes, *_uneven(images, plan)],
+        "notes": [*_untested(images, plan), *_uneven(images, plan), *images.notes, *notes],
         "extras": [kind for kind in images.extras if kind not in (ASPECT, VALUES)],
         "values": asdict(values) if values else None,
         **extra,
@@ -138,6 +139,21 @@ def _write_values(images: RawImages, sizes: Sides, plan: Plan, files: PackFolder
     for kind, texts in (("captions", images.captions), ("names", images.names)):
         for split, rows in _in_plan({s: np.array(t, object) for s, t in texts.items()}, plan).items():
             write_json(files.texts(split, kind), rows.tolist())
+
+
+def _untested(images: RawImages, plan: Plan) -> list[str]:
+    """A note on the classes with too few images for each split that is drawn."""
+    labels, target = images.labels.get("train"), plan.get("train")
+    if labels is None or labels.ndim > 1 or target is None:
+        return []
+    splits = [labels[target == code] for code in np.unique(target[target > 0])]
+    few = [row for row, n in enumerate(np.bincount(labels)) if 0 < n < TRAINED + len(splits)]
+    rare = [row for row in few if any(row not in split for split in splits)]
+    if not rare:
+        return []
+    names = ", ".join(f"`{images.classes[row]}`" for row in rare[:NAMED])
+    more = f" and {len(rare) - NAMED:,} more" if len(rare) > NAMED else ""
+    return [f"too few images for validation and test: {names}{more}"]
 
 
 def _uneven(images: RawImages, plan: Plan) -> list[str]:
@@ -193,17 +209,31 @@ def _plan(images: RawImages, *, covered: bool) -> Plan:
 
 
 def covering(target: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The codes of a plan, int8 [N], with an image of each class in each split, as far as a class has images
-    besides one to train on. A split gives an image of its most frequent class in exchange, so its size
-    stays, and a plan that covers the classes is not changed."""
-    target = target.copy()
-    for code in np.unique(target[target > 0])[::-1]:
+    """The codes of a plan, int8 [N], of splits of the same sizes that cover the classes. Each split that is
+    drawn contains an image of each class of which TRAINED more are in training. A class with fewer images is
+    only trained on. A plan that covers the classes is not changed."""
+    target, drawn = target.copy(), np.unique(target[target > 0])[::-1]
+
+    def counts(code: int) -> np.ndarray:
+        """Images of each class in a split."""
+        return np.bincount(labels[target == code], minlength=labels.max() + 1)
+
+    def join(image: int, code: int) -> None:
+        """Exchanges an image with the last one of the split's most frequent class, if that class then still
+        has as many images there as the image's class."""
+        if counts(code).max() > counts(code)[labels[image]] + 1:
+            other = np.flatnonzero((labels == counts(code).argmax()) & (target == code))[-1]
+            target[[image, other]] = target[[other, image]]
+
+    lacking = sum(counts(code) == 0 for code in drawn)
+    for label in np.flatnonzero(counts(0) < TRAINED + lacking):
+        for image in np.flatnonzero((labels == label) & (target > 0)):
+            join(image, 0)
+    for code in drawn:
         for label in np.setdiff1d(labels, labels[target == code]):
             spare = np.flatnonzero((labels == label) & (target == 0))
-            counts = np.bincount(labels[target == code])
-            if len(spare) > 1 and counts.max() > 1:
-                target[np.flatnonzero((labels == counts.argmax()) & (target == code))[-1]] = 0
-                target[spare[0]] = code
+            if len(spare) > TRAINED:
+                join(spare[0], code)
     return target
 
 
