@@ -1,10 +1,11 @@
 """`gz ood`: how well the scores of a trained model separate foreign images from its training set. With
-`--input`, an alarm for each of the user's images."""
+`--input`, an alarm for each of the user's images. The forecast is in `launch.scoring`, the tables are in
+`report.terminal`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -19,10 +20,10 @@ from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection, part_of
-from gzcli.core.units import MOST, about, affordable, counted, percent, short
+from gzcli.core.units import percent
 from gzcli.data.readers.inspection import open_inspection
-from gzcli.data.sets.registry import Form, OwnSet, data_key, is_set, local, locate, slug
-from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS, is_local
+from gzcli.data.sets.registry import OwnSet, data_key, is_set, local, locate, slug
+from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS
 from gzcli.store import claims
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -31,17 +32,13 @@ if TYPE_CHECKING:
     from gzcli.core.sections import DataSection
     from gzcli.data.sets.benchmarks import Benchmark
     from gzcli.data.sets.registry import DataSet
-    from gzcli.launch.forecast import Scored
+    from gzcli.launch.scoring import Cost, Scoring
     from gzcli.models.catalog import ModelCard
     from gzcli.store.jobs import AlarmJob, OodJob
 
 SETTINGS = jobs.OWN_OPTIONS
 ANY_RATE = 0.5  # rate of an exported alarm, whose user sets it
-# Of an alarm: most draws of noise, most held-out images on which scores are fitted, and approximate number
-# of images by which it chooses its score.
-SEEDS, FITTED, CHOOSING = 4, 500, 300
-MOST_FITTED = 2000  # most images to which a method is fitted
-LINES, NAME = 20, 40  # flagged images in the table, and letters of a name there, at most
+CHOOSING = 300  # approximate number of images by which an alarm chooses its score
 
 _JUDGE_HELP = (
     f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: `{DEFAULT}`."
@@ -164,8 +161,8 @@ def ood(
         of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
         if dry_run:
             against = split_sets(out_) if out_ else None
-            path = inspected.path if inspected else None
-            return show_dry_method(inside, against, input_, n, method=method, inspected=path)
+            at = str(inspected.path) if inspected else ""
+            return show_dry_method(method, inside, n, outs=against, input_=input_, inspected=at)
         if export:
             exported = write_alarm(inside.reference, local(export), how | of_alarm)
             if not input_:
@@ -180,7 +177,6 @@ def ood(
             folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{slug(path.stem)}")
             job = kind("", inside.reference, str(path), rate(fpr), **how, **of_alarm)
         result = jobs.do_job(folder, job)
-        (table_of_defects if inspected else table if out_ else table_of_pictures)(result)
         return finish(result, folder, words, METHODS[result["method"]].mapped, report, fail)
     assert model
     model = opt.spelled(model, pretrained)
@@ -217,196 +213,11 @@ def ood(
         return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm, dry_run=dry_run)
     jobs.announce(run, model, data=inside.key if inside else None)
     if dry_run:
-        return show_dry_run(run, job)
+        return show_dry_sets(run, job) if isinstance(job, OodJob) else show_dry_alarm(run, job)
     folder = claims.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
-    shown = table_of_defects if inspected else table if input_ is None else table_of_pictures
-    shown(result)
     words = quoted(model) + (f" --in {quoted(in_)}" if in_ else "")
     finish(result, folder, words, bool(card.maps), report, fail)
-
-
-def show_dry_run(run: Run, job: OodJob | AlarmJob) -> None:
-    """Prints what a run would score, and the time: images × the cost of their scores, and of the fits."""
-    from gzcli.launch import forecast
-    from gzcli.metrics.alarms.choice import FEWEST
-    from gzcli.store.jobs import OodJob
-
-    part = part_of(run.serving.tree())
-    names = job.scores or part.ood.scores or ()
-    cost, budget, seeds = cost_of(run, job, names), part.ood.budget, job.seeds
-    known, free = cost.each is not None and cost.fit is not None, not (job.n or job.full)
-    if isinstance(job, OodJob):
-        against, counts, most, further = job.outs, counts_of_sets(job), "about", 0
-    else:
-        against, counts, most, further = (job.input,), counts_of_alarm(job), "up to about", 0
-        seeds = seeds or SEEDS
-        further = CHOOSING if not (job.scores or job.others) and (counts[0] or 0) >= FEWEST else 0
-    passes = (seeds or 1) * (1 + len(job.others))
-    n = None if job.full else job.n
-    if free and known:
-        n = affordable(cost.each or 0.0, budget - (cost.fit or 0.0), passes * len(counts))
-    # an alarm scores every image of its input
-    limits = [n if isinstance(job, OodJob) or not i else None for i in range(len(counts))]
-    sizes = [
-        limit if size is None else min(size, limit or size)
-        for size, limit in zip(counts, limits, strict=True)
-    ]
-    every = forecast.together(sizes)
-    scored = None if every is None else passes * int(every) + further
-    facts: dict[str, Any] = {"n": n, "scored": scored, "seconds": None, "calls": cost.calls}
-    if not known:
-        time = f"at most {about(budget)}, the recipe's `ood.budget`" if free and not further else "unknown"
-    elif scored is None:
-        time = f"{short(passes * len(counts) * (cost.each or 0.0), 2)} s for an image of each data set"
-    else:
-        fit, each = cost.fit or 0.0, cost.each or 0.0
-        facts["seconds"] = seconds = forecast.STARTING_UP + passes * fit + scored * each
-        calls = f" × {counted(round(cost.calls), 'network call')}" if cost.calls else ""
-        fits = f"; {about(passes * fit)} of it to fit the scores" if passes * fit >= 1 else ""
-        time = f"{most} {about(seconds)} for {counted(scored, 'image')}{calls}{fits}"
-    if isinstance(job, OodJob):
-        enough = n is None or all(size is not None and size <= n for size in counts)
-        images = "all" if enough else f"{'up to ' * free}{n:,} per data set"
-    else:
-        images = f"{in_words(sizes[1])}, compared with {in_words(sizes[0])} held-out images"
-    show_dry(locate(job.ins), against, by=", ".join(names), images=images, time=time, **facts)
-
-
-def show_dry_method(
-    home: DataSet,
-    outs: Sequence[str] | None,
-    input_: str | None,
-    n: int | None,
-    *,
-    method: str,
-    inspected: Path | None,
-) -> None:
-    """Prints what a method without training is fitted to and what it checks, and the time. Without `outs` and
-    `input_`, it checks the test images of an inspection set, whose path is `inspected`."""
-    from gzcli.data.packs.open import counts_of
-    from gzcli.launch import forecast
-
-    good, official = counts_of(home) or {}, official_test(home)
-    if outs:
-        fitted = good.get("train")
-        tests = [good, *(counts_of(locate(name), foreign=True) or {} for name in outs)]
-        checked = forecast.together([min(one["test"], n or MOST) if one else None for one in tests])
-        images = f"{n:,} per data set" if n else "all"
-    else:
-        fitted = sum(good.values()) - (official or 0) if good else None
-        checked = inputs(input_) if input_ else inspected_images(str(inspected))
-        images = f"{in_words(checked)}, compared with {in_words(fitted)} good images"
-    of_all = forecast.together([fitted and min(fitted, MOST_FITTED if outs else MOST), checked])
-    seconds = of_all and forecast.STARTING_UP + forecast.checking(int(of_all), method)
-    time = f"about {about(seconds)}" if seconds else "unknown"
-    against = outs or [input_ or home.reference]
-    show_dry(home, against, by=method, images=images, time=time, n=n, seconds=seconds, calls=None)
-
-
-def in_words(n: int | None) -> str:
-    return "all" if n is None else f"{n:,}"
-
-
-def official_test(data: DataSet) -> int | None:
-    """The number of images of the user's own folder `test`, which may show anything."""
-    from gzcli.data.readers.folder import open_path
-
-    if not isinstance(data, OwnSet) or not data.path.exists():
-        return None
-    return open_path(data.path, data.form).counts.get("test")
-
-
-def inspected_images(path: str) -> int | None:
-    """The number of test images of an inspection set: defective ones, and good ones."""
-    layout, good = open_inspection(Path(path)), official_test(OwnSet(Path(path)))
-    return len(layout.kinds) + (good or 0) if layout else None
-
-
-def inputs(path: str) -> int | None:
-    """The number of images to check one by one."""
-    from gzcli.data.packs.open import counts_of
-
-    form = Form(skip_bad=True, layout="flat")
-    counts = counts_of(OwnSet(local(path), form=form), foreign=True)
-    return counts["test"] if counts else None
-
-
-def counts_of_sets(job: OodJob) -> list[int | None]:
-    """The test images of each set that is scored. None: unknown."""
-    from gzcli.data.packs.open import counts_of
-
-    if job.imglists:
-        return [None] * (1 + len(job.outs))
-    sets = [counts_of(locate(job.ins)), *(counts_of(locate(name), foreign=True) for name in job.outs)]
-    return [counts["test"] if counts else None for counts in sets]
-
-
-def counts_of_alarm(job: AlarmJob) -> list[int | None]:
-    """The held-out images of an alarm, without those on which scores are fitted, and the images that it
-    checks. None: unknown. Warns if the former are too few for the rate."""
-    from gzcli.data.packs.open import counts_of
-    from gzcli.metrics.conformal import fewest
-
-    home, held_out, used = locate(job.ins), counts_of(locate(job.ins)), 0
-    official = official_test(home)
-    if job.calibrate:
-        more = counts_of(locate(job.calibrate), foreign=True)
-        total = more["test"] if more else None
-    else:
-        total = held_out["val"] + (0 if official else held_out["test"]) if held_out else None
-        used = min(FITTED, (total or 0) // 4)
-    scores = len(job.scores or ()) if job.scores or job.others else 1
-    needed, enough = fewest(job.fpr, scores), total if job.n is None else min(job.n, total or job.n)
-    if enough is not None and enough < needed:
-        rate = f"a false-alarm rate of {percent(job.fpr)}"
-        out.warn(f"{rate} needs {needed:,} held-out images, but there are only {enough:,}")
-    inspects = job.verb == "inspect"
-    return [total and total - used, (inspected_images if inspects else inputs)(job.input)]
-
-
-def cost_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> Scored:
-    """The cost of the scores of an image on this machine, measured on an untrained copy of the run."""
-    from gzcli.launch import forecast, launcher
-
-    plan = launcher.plan(job.launch, every_gpu=False)
-    drawer = forecast.drawer_of_run(run, plan, score_options=job.options)
-    if not names or not drawer:
-        return forecast.Scored()
-    # `local` is added to scores that are not named
-    every = names if job.scores else (*names, LOCAL)
-    return forecast.scored(drawer, every, partial(forecast.measured, say=out.info))
-
-
-def show_dry(home: DataSet, against: Sequence[str], *, by: str, images: str, time: str, **facts: Any) -> None:
-    """Prints the sets or images to score, the scores and the time. The JSON also has the facts."""
-    for label, text in (
-        ("in", home.reference),
-        ("against", ", ".join(against)),
-        ("by", by or "the model's default scores"),
-        ("images", images),
-        ("time", time),
-    ):
-        out.text("\n".join(out.fitted(text, f"{label:<9}")))
-    out.data({"in": home.reference, "against": list(against), "by": by, **facts})
-
-
-def label_of(outs: Sequence[str]) -> str:
-    """The label of the output folder for scores of foreign sets."""
-    return "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
-
-
-def finish(
-    result: dict[str, Any], folder: Path, words: str, maps: bool, report: Path | None, fail: bool
-) -> None:
-    """Prints the lines after the table. Exits with the code `FLAGGED` if that was requested."""
-    for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
-        out.info(text)
-    result = with_report(result, folder, report)
-    ending(result, folder, words, maps)
-    out.data(result)
-    if fail and (result["flagged"] or result["unreadable"]):
-        raise SystemExit(FLAGGED)
 
 
 # -------------------------------------------------------------------------- checks, and what the runs decide
@@ -610,6 +421,11 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
     return sets
 
 
+def label_of(outs: Sequence[str]) -> str:
+    """The label of the output folder for scores of foreign sets."""
+    return "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
+
+
 def rate(text: str | None) -> float:
     """The value of `--fpr`, such as `1%` or `0.01`, as a fraction. Raises UsageError outside 0 … 1."""
     word = (text or "1%").strip()
@@ -624,6 +440,73 @@ def rate(text: str | None) -> float:
 
 
 # ---------------------------------------------------------------------------- what is printed
+
+
+def show_dry_sets(run: Run, job: OodJob) -> None:
+    """Prints the data sets that a run would score, and the time."""
+    from gzcli.launch import scoring
+
+    by, cost = cost_of(run, job)
+    show_dry(job.ins, job.outs, by, scoring.of_sets(job, cost))
+
+
+def show_dry_alarm(run: Run, job: AlarmJob) -> None:
+    """Prints the images that a run would check, and the time. Warns if the held-out images are too few for
+    the rate."""
+    from gzcli.launch import scoring
+    from gzcli.metrics.alarms.choice import FEWEST
+    from gzcli.metrics.conformal import fewest
+
+    by, cost = cost_of(run, job)
+    (total, fitted), is_chosen = scoring.held_out(job), not (job.scores or job.others)
+    needed = fewest(job.fpr, 1 if is_chosen else len(job.scores or ()))
+    enough = total if job.n is None else min(job.n, total or job.n)
+    if enough is not None and enough < needed:
+        wanted = f"a false-alarm rate of {percent(job.fpr)}"
+        out.warn(f"{wanted} needs {needed:,} held-out images, but there are only {enough:,}")
+    compared = total and total - fitted
+    choosing = CHOOSING if is_chosen and (compared or 0) >= FEWEST else 0
+    show_dry(job.ins, [job.input], by, scoring.of_alarm(job, cost, compared, choosing))
+
+
+def show_dry_method(
+    method: str,
+    home: DataSet,
+    n: int | None,
+    *,
+    outs: Sequence[str] | None,
+    input_: str | None,
+    inspected: str,
+) -> None:
+    """Prints what a method without training is fitted to and what it checks, and the time. Without `outs` and
+    `input_`, it checks the test images of the inspection set at the path `inspected`."""
+    from gzcli.launch import scoring
+
+    forecast = scoring.of_method(method, home, n, outs=outs, input_=input_, path=inspected)
+    show_dry(home.reference, outs or [input_ or home.reference], method, forecast)
+
+
+def cost_of(run: Run, job: OodJob | AlarmJob) -> tuple[str, Cost]:
+    """The names of a job's scores, and their cost."""
+    from gzcli.launch.scoring import Cost
+
+    names = job.scores or part_of(run.serving.tree()).ood.scores or ()
+    # `local` is added to scores that are not named
+    timed = names if job.scores or not names else (*names, LOCAL)
+    return ", ".join(names), Cost.of(run, job, timed, out.info)
+
+
+def show_dry(ins: str, against: Sequence[str], by: str, scoring: Scoring) -> None:
+    """Prints the sets or images to score, the scores, and the forecast."""
+    for label, text in (
+        ("in", ins),
+        ("against", ", ".join(against)),
+        ("by", by or "the model's default scores"),
+        ("images", scoring.images),
+        ("time", scoring.time),
+    ):
+        out.text("\n".join(out.fitted(text, f"{label:<9}")))
+    out.data({"in": ins, "against": list(against), "by": by, **scoring.facts})
 
 
 def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -642,134 +525,31 @@ def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str
     return result
 
 
-def table_of_defects(result: Mapping[str, Any]) -> None:
-    """Prints a line for each kind of defect, then their mean, and the number of flagged good images."""
-    rate, lines = f"at {percent(result['fpr'])}", []
-    for row in result["defects"]:
-        interval = "–".join(f"{end:.3f}".removeprefix("0") for end in row["ci"] or ())
-        line = [row["defect"], f"{row['auroc']:.4f}", interval, f"{row['detected_n']} of {row['n']}"]
-        figures = (row[key] for key in ("pixel_auroc", "aupro", "pixel_f1"))
-        lines.append(line + ["" if value is None else f"{value:.4f}" for value in figures])
-    columns = ["defect", "auroc", "(95 %)", rate, "pixel auroc", "aupro", "pixel f1"]
-    out.table(columns, lines, spare=("pixel f1", "(95 %)"), elsewhere="see `--json`")
-    good = result["good"]
-    out.info(f"good test images flagged {rate}: {good['flagged']:,} of {good['n']:,}")
-    for message in result["unreadable"]:
+def show(result: Mapping[str, Any]) -> None:
+    """Prints the table of a result, its notes, and the images that could not be read."""
+    from gzcli.report import terminal
+
+    shown = terminal.table(result)
+    if shown.rows:
+        out.table(shown.head, shown.rows, spare=shown.spare, elsewhere=shown.elsewhere)
+    for note in shown.notes:
+        out.info(note)
+    for message in result.get("unreadable", ()):
         out.warn(f"left out: {message}")
 
 
-def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> None:
-    """Prints the final lines of `gz ood`: the best score or the flagged images, and the next commands. maps:
-    whether the run or method has maps."""
-    if "defects" in result:
-        mean = result["defects"][-1]
-        summary = (
-            f"{mean['detected_n']:,} of {counted(mean['n'], 'defect')} detected, AUROC {mean['auroc']:.3f}"
-        )
-        more = better_without(result) or (f"gz ood {name} --input ./today --fail", "check images one by one")
-        return end([summary, took()], [more])
-    if "thresholds" in result:
-        flagged = sum(row["flagged"] for row in result["files"])
-        again = f"gz ood {name} --input {quoted(result['input'])}"
-        shown = maps and not result.get("map")
-        more = (f"{again} --map", "show where they are unusual") if shown else (f"{again} --fpr 5%", "")
-        more = better_without(result) or more
-        return end([f"{flagged:,} of {counted(len(result['files']), 'image')} flagged", took()], [more])
-    scores = [row for row in result["results"] if not row["baseline"]]
-    best = max(scores, key=lambda row: row["auroc"], default=None)
-    best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
-    if best and result["run"]:
-        best_score = f"{best_score}{beaten_by(best, result['results'])}"
-    single = (f"gz ood {name} --input ./pictures", "check your own images one by one")
-    end([best_score, took()], [*page_of(result, folder), single])
+def finish(
+    result: dict[str, Any], folder: Path, words: str, maps: bool, report: Path | None, fail: bool
+) -> None:
+    """Prints the table and the lines after it. Exits with the code `FLAGGED` if that was requested."""
+    from gzcli.report import terminal
 
-
-def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The note on the best score of a run if a method without a model does as well on the same set."""
-    tails = {name: method.tails for name, method in METHODS.items()}
-    sided = [row for row in rows if row["out"] == best["out"] and tails.get(row["score"]) == 1]
-    method = max(sided, key=lambda row: row["auroc"], default=None)
-    least = min([best["auroc"], *((best["ci"] or {}).get("auroc") or ())])
-    if not method or method["auroc"] < least:
-        return ""
-    return f", not clearly better than `{method['score']}` without a model ({method['auroc']:.3f})"
-
-
-def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The command for an alarm without a model, if that detects at least as many synthetic defects as the
-    run."""
-    table = result["choice"] if result["run"] else {}
-    if not table or max(table, key=lambda name: (table[name], name == DEFAULT)) != DEFAULT:
-        return None
-    words = f"gz ood --in {quoted(result['in'])}"
-    if "defects" not in result:
-        words += f" --input {quoted(result['input'])}"
-    if result["fpr"] != rate(None):
-        words += f" --fpr {100 * result['fpr']:g}%"
-    return words, "detects at least as many synthetic defects without a model"
-
-
-def table(result: Mapping[str, Any]) -> None:
-    """Prints a line for each foreign set and score, with 95 % intervals."""
-    names, rows = result["names"], result["results"]
-    several = len({row["out"] for row in rows}) > 1
-    error = "± seeds" if any("spread" in row for row in rows) else "(95 %)"
-    lines = []
-    for row in rows:
-        line = [names.get(row["out"], row["out"])] if several else []
-        line.append(row["score"] + "*" * row["baseline"])
-        for key in ("auroc", "fpr95"):
-            ends = [f"{end:.3f}".removeprefix("0") for end in (row["ci"] or {}).get(key) or ()]
-            spread = f"±{row['spread'][key]:.4f}" if "spread" in row else "–".join(ends)
-            line += [f"{row[key]:.4f}", spread]
-        lines.append(line + [f"{row[key]:.4f}" for key in ("fpr95_id", "aupr_in", "aupr_out")])
-    columns = ["score", "auroc", error, "fpr95", error, "fpr95_id", "aupr_in", "aupr_out"]
-    spare, elsewhere = ("aupr_in", "aupr_out", "fpr95_id", error), "see `gz report` or `--json`"
-    out.table([*(["out"] if several else []), *columns], lines, spare=spare, elsewhere=elsewhere)
-    counts = {names[row["out"]]: row["n_out"] for row in rows if row["out"] in names}
-    sizes = ", ".join(f"{n:,} of `{name}`" for name, n in counts.items())
-    inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"
-    out.info(f"images: {inside} (in), {sizes} (out); * marks baselines, which use no model")
-
-
-def table_of_pictures(result: Mapping[str, Any]) -> None:
-    """Prints the flagged images, the most unusual first, and their number. The table fits 80 columns."""
-    flagged = [row for row in result["files"] if row["flagged"]]
-    names, draws = list(result["thresholds"]), result["seeds"]
-    shown = names[: 1 if draws > 1 else 2]  # as many as fit into 80 columns, with their spread
-    heads = ["file", "p", *(head for name in shown for head in ([name, "±"] if draws > 1 else [name]))]
-    lines = []
-    for row in flagged[:LINES]:
-        file = row["file"] if len(row["file"]) <= NAME else f"…{row['file'][1 - NAME :]}"
-        line = [file, f"{row['p']:.4f}"]
-        for name in shown:
-            score = row["scores"][name]
-            line.append("not finite" if score is None else f"{score:.4g}")
-            if draws > 1:
-                line.append("" if score is None else f"{row['spread'][name]:.2g}")
-        lines.append(line)
-    if lines:
-        out.table(heads, lines)
-    for text in facts_of_alarm(result, flagged):
+    show(result)
+    for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
         out.info(text)
-    for message in result["unreadable"]:
-        out.warn(f"left out: {message}")
-
-
-def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The note below the table of flagged images."""
-    total, draws = len(result["files"]), result["seeds"]
-    if len(flagged) > LINES:
-        yield f"and {len(flagged) - LINES:,} more: `alarm.csv` lists all images, most unusual first"
-    by = f"by {', '.join(result['thresholds'])}, against {result['compared']['n']:,} held-out images"
-    yield f"flagged: {len(flagged):,} of {counted(total, 'image')} {by}"
-    if draws > 1:
-        yield f"scores are means over {draws} noise draws; ± is their standard deviation"
-    if low := sum(row["side"] == "low" for row in flagged):
-        yield f"{low:,} have an unusually low score, which is typical of very simple images"
-    of_set, expected = Path(result["in"]).name, result["fpr"] * total
-    most = "about" if result["compared"].get("folds", 1) > 1 else "at most"  # the bound by folds is a note
-    share = f"on average, {most} {percent(result['fpr'])} of images like those of `{of_set}` are flagged"
-    yield f"{share}: {expected:.2g} of {total:,}" if expected >= 1 else share
-    if len(flagged) < total and not any(map(is_local, result["thresholds"])):
-        yield "the others may still be anomalous: whole-image scores miss small defects"
+    result = with_report(result, folder, report)
+    summary, then = terminal.ending(result, words, maps)
+    end([summary, took()], [*(page_of(result, folder) if "results" in result else []), then])
+    out.data(result)
+    if fail and (result["flagged"] or result["unreadable"]):
+        raise SystemExit(FLAGGED)

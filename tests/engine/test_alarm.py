@@ -15,7 +15,6 @@ from pixelwise import Pixelwise, fake_run, fitted, nll_of
 from refused import refused
 
 from gzcli.cli import ood as ood_verb
-from gzcli.cli.ood import table_of_pictures
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.batches import quantise
@@ -40,6 +39,7 @@ from gzcli.models.gan.wgan import WGAN
 from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.vae import VAE
+from gzcli.report import terminal
 from gzcli.store.jobs import AlarmJob, OodJob
 
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def csv_rows(path, role=None):
 def told_of(capsys, result):
     """What is printed of the pictures of a result: lines on stdout, and stderr."""
     capsys.readouterr()
-    table_of_pictures(result)
+    ood_verb.show(result)
     output = capsys.readouterr()
     return output.out.splitlines(), output.err
 
@@ -545,10 +545,10 @@ def test_a_method_without_training_tells_sets_apart_beside_baselines(home, tmp_p
     scores_of = [float(row["pca"]) for row in csv_rows(tmp_path / "scores.csv", "out")]
     marked = np.asarray(open_pack(OwnSet(tmp_path / "marked.npz"), foreign=True).images("test"))
     np.testing.assert_allclose(scores_of, train.score(marked), rtol=1e-4)
-    ood_verb.table(result)
+    ood_verb.show(result)
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "pca"
     # a run whose best score is not above the interval of a method is told so
     best = {"out": "x", "score": "nll", "auroc": 0.9, "ci": {"auroc": (0.85, 0.94)}}
     rows = [best, {"out": "x", "score": "pca", "auroc": 0.86}, {"out": "y", "score": "pca", "auroc": 1.0}]
-    assert "not clearly better than `pca` without a model (0.860)" in ood_verb.beaten_by(best, rows)
-    assert ood_verb.beaten_by(best, [best, rows[1] | {"auroc": 0.84}]) == ""
+    assert "not clearly better than `pca` without a model (0.860)" in terminal.beaten_by(best, rows)
+    assert terminal.beaten_by(best, [best, rows[1] | {"auroc": 0.84}]) == ""

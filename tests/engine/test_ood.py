@@ -411,13 +411,13 @@ def test_the_table_has_intervals_and_fits_a_terminal(capsys):
     row |= {"ci": {"auroc": [0.981, 0.9939], "fpr95": [0.04, 0.06]}}
     out.configure(json=False, quiet=False)
     result = {"in": "mnist", "names": {"mnist": "mnist", "/x/fashionmnist": "fashionmnist"}, "results": [row]}
-    ood_verb.table(result)
+    ood_verb.show(result)
     output = capsys.readouterr()
     assert "knn_pixels*" in output.out and ".981–.994" in output.out and ".040–.060" in output.out
     assert max(map(len, output.out.splitlines())) <= 80
     assert "500 of `fashionmnist` (out)" in output.err
     mean = row | {"out": "mean of near", "ci": None}
-    ood_verb.table(result | {"results": [row, mean]})
+    ood_verb.show(result | {"results": [row, mean]})
     assert "mean of near" in capsys.readouterr().out
 
 
