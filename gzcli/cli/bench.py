@@ -133,12 +133,14 @@ def bench(
     from gzcli.store.jobs import BenchJob
 
     check_report(report)
-    league = train_missing or budget or models or curve or at_once
+    of_league = {"--models": models, "--budget": budget, "--curve": curve, "--jobs": at_once}
+    if any(of_league.values()) and not train_missing:
+        raise without_training(of_league, data)
     job = BenchJob(
         (),
         data or "",
         tuple(opt.split(metrics)) or None,
-        n or (OF_LEAGUE if league else OF_BENCH),
+        n or (OF_LEAGUE if train_missing else OF_BENCH),
         str(weights) if weights else None,
         seed=seed,
         checkpoint=checkpoint,
@@ -151,10 +153,10 @@ def bench(
     )
     check_stats(job)
     networks = [] if weights else weights_of(job.metrics or ())
-    if league:
+    if train_missing:
         names = opt.split(models) if models else contestants
         job = replace(job, launch=beside_others(job.launch)) if at_once else job
-        terms = terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
+        terms = terms_of(job, names, seeds, calls, curve, budget)
         if submit or slurm:
             return submit_league(terms, at_once, slurm, dry_run=dry_run)
         if dry_run:
@@ -337,6 +339,19 @@ def half(line: Mapping[str, Any], name: str) -> str | None:
 # ---------------------------------------------------------------------------- a league
 
 
+def without_training(of_league: Mapping[str, Any], data: str | None) -> UsageError:
+    """The error for options of a league, by name with their values, without `--train-missing`."""
+    names = [f"`{name}`" for name, value in of_league.items() if value]
+    usual = {"--budget 8m": of_league["--budget"], "--data NAME": data}
+    lacking = ["--train-missing", *(text for text, value in usual.items() if not value)]
+    hint = f"to train the models first, add `{' '.join(lacking)}`"
+    if models := of_league["--models"]:
+        trained = [name for name in opt.split(models) if name != "all"]
+        words = ["gz", "bench", *trained, *(["--data", data] if data else [])]
+        hint = f"`{shlex.join(words)}` compares trained models; {hint}"
+    return UsageError(f"{' and '.join(names)} need{'s' * (len(names) == 1)} `--train-missing`", hint=hint)
+
+
 def terms_of(
     job: BenchJob,
     models: Sequence[str] | None,
@@ -344,16 +359,12 @@ def terms_of(
     calls: int,
     curve: str | None,
     budget: str | None,
-    *,
-    train_missing: bool,
 ) -> Terms:
     """The league's terms from the options. A budget is a time such as `8m`, `1.5h` or `90s`."""
     from gzcli.league.league import SHORTEST, Terms
 
-    hint = f"gz bench --train-missing --budget {budget if train_missing and budget else '8m'} --data mnist"
-    if not train_missing:
-        raise UsageError("`--budget`, `--models`, `--curve` and `--jobs` need `--train-missing`", hint=hint)
     if not job.data:
+        hint = f"gz bench --train-missing --budget {budget or '8m'} --data mnist"
         raise UsageError("`--train-missing` needs `--data`, the data set to train on", hint=hint)
     if budget is None:
         raise UsageError("`--train-missing` needs `--budget`, the training time per model", hint=BUDGETS)
