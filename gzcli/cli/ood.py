@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 SETTINGS = jobs.OWN_OPTIONS
 ANY_RATE = 0.5  # rate of an exported alarm, whose user sets it
-CHOOSING = 300  # approximate number of images by which an alarm chooses its score
 
 _JUDGE_HELP = (
     f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: `{DEFAULT}`."
@@ -446,7 +445,7 @@ def show_dry_sets(run: Run, job: OodJob) -> None:
     """Prints the data sets that a run would score, and the time."""
     from gzcli.launch import scoring
 
-    by, cost = cost_of(run, job)
+    by, cost = cost_of(run, job, scoring.fitted_for_sets(job))
     show_dry(job.ins, job.outs, by, scoring.of_sets(job, cost))
 
 
@@ -454,18 +453,17 @@ def show_dry_alarm(run: Run, job: AlarmJob) -> None:
     """Prints the images that a run would check, and the time. Warns if the held-out images are too few for
     the rate."""
     from gzcli.launch import scoring
-    from gzcli.metrics.alarms.choice import FEWEST
     from gzcli.metrics.conformal import fewest
 
-    by, cost = cost_of(run, job)
-    (total, fitted), is_chosen = scoring.held_out(job), not (job.scores or job.others)
+    is_chosen = not (job.scores or job.others)
     needed = fewest(job.fpr, 1 if is_chosen else len(job.scores or ()))
+    total, compared, fitted = scoring.held_out(job, needed)
+    by, cost = cost_of(run, job, fitted)
     enough = total if job.n is None else min(job.n, total or job.n)
     if enough is not None and enough < needed:
         wanted = f"a false-alarm rate of {percent(job.fpr)}"
         out.warn(f"{wanted} needs {needed:,} held-out images, but there are only {enough:,}")
-    compared = total and total - fitted
-    choosing = CHOOSING if is_chosen and (compared or 0) >= FEWEST else 0
+    choosing = scoring.mapped(fitted) if is_chosen and scoring.defects(fitted) else 0
     show_dry(job.ins, [job.input], by, scoring.of_alarm(job, cost, compared, choosing))
 
 
@@ -486,14 +484,14 @@ def show_dry_method(
     show_dry(home.reference, outs or [input_ or home.reference], method, forecast)
 
 
-def cost_of(run: Run, job: OodJob | AlarmJob) -> tuple[str, Cost]:
-    """The names of a job's scores, and their cost."""
+def cost_of(run: Run, job: OodJob | AlarmJob, fitted: int) -> tuple[str, Cost]:
+    """The names of a job's scores, and their cost if they are fitted on so many images."""
     from gzcli.launch.scoring import Cost
 
     names = job.scores or part_of(run.serving.tree()).ood.scores or ()
     # `local` is added to scores that are not named
     timed = names if job.scores or not names else (*names, LOCAL)
-    return ", ".join(names), Cost.of(run, job, timed, out.info)
+    return ", ".join(names), Cost.of(run, job, timed, fitted, out.info)
 
 
 def show_dry(ins: str, against: Sequence[str], by: str, scoring: Scoring) -> None:

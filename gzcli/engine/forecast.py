@@ -22,7 +22,7 @@ from torch.nn.functional import one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from gzcli.core import devices, ranks, units
+from gzcli.core import devices, ranks
 from gzcli.core.errors import GzError, MissingError, UsageError, first_line
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, silent
@@ -54,7 +54,6 @@ FEW = 4  # images of a step whose operations are unknown
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and if steps are short
 SAMPLED = 20  # images of a sample that is timed on a CPU
-LOCAL_MAPS = 300  # approximate number of maps to which the score `local` is fitted
 SLOW = 0.5  # seconds of an image above which it is not timed again
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -338,9 +337,10 @@ def random_images(trained: Trained) -> Tensor:
 
 
 def try_scoring(trained: Trained, names: Sequence[str]) -> dict[str, Any]:
-    """The cost of these scores of an image for an untrained model: `score_seconds`, `score_calls`, and the
-    `fit_seconds` of all fits. `local` is skipped if the model has no cheap map. {} if the cost of a score is
-    unknown."""
+    """The cost of these scores of an image for an untrained model: `score_seconds` and `score_calls`. The
+    cost of an image to which they are fitted: `fit_seconds` if it is held out, `train_fit_seconds` if it is
+    a training image, and `map_seconds` for `local`. `local` is skipped if the model has no cheap map. {} if
+    the cost of a score is unknown."""
     model, device = trained.model, trained.device
     first = catalog.card(trained.part.model).maps[:1] if LOCAL in names else ()
     maps = [f"map_{name}" for name in first if name not in model.costly]
@@ -368,17 +368,16 @@ def try_scoring(trained: Trained, names: Sequence[str]) -> dict[str, Any]:
         with trained.scoring():
             getattr(model, method)([batch], **keywords(method))
 
-    fitting = 0.0
+    fits = dict.fromkeys(("fit_seconds", "train_fit_seconds"), 0.0)
     for name in names:
         if hasattr(model, f"fit_{name}"):
-            images = units.MOST if name in model.fitted_on_train else units.FEWEST
-            fitting += images * seconds_each(partial(fit, method=f"fit_{name}"), trained)
+            key = "train_fit_seconds" if name in model.fitted_on_train else "fit_seconds"
+            fits[key] += seconds_each(partial(fit, method=f"fit_{name}"), trained)
     if any(SCORES[name].fit for name in derived):
-        fitting += units.FEWEST * seconds_each(partial(score, only=["log_prob"]), trained)
-    if maps:
-        fitting += LOCAL_MAPS * seconds_each(partial(score, only=maps), trained)
+        fits["fit_seconds"] += seconds_each(partial(score, only=["log_prob"]), trained)
+    fits["map_seconds"] = seconds_each(partial(score, only=maps), trained) if maps else 0.0
     calls = calls_in(partial(score, 1), model)
-    return {"score_seconds": seconds_each(score, trained), "score_calls": calls, "fit_seconds": fitting}
+    return {"score_seconds": seconds_each(score, trained), "score_calls": calls, **fits}
 
 
 def sample_seconds(trained: Trained, clock: Callable[[], float] | None = None) -> float:

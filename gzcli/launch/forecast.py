@@ -338,12 +338,20 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Scored:
-    """The seconds and network calls that the scores of an image take on this machine, and the seconds to fit
-    them. None if unknown."""
+    """The seconds and network calls that the scores of an image take on this machine, and the seconds for an
+    image to which they are fitted. None if unknown."""
 
     each: float | None = None
     calls: float | None = None
-    fit: float | None = None
+    fit: float | None = None  # for a held-out image
+    fit_train: float | None = None  # for a training image
+    of_map: float | None = None  # for a map of the score `local`
+
+    def fitting(self, held_out: int, train: int, maps: int) -> float | None:
+        """The seconds to fit the scores to these numbers of images and maps."""
+        if self.fit is None or self.fit_train is None or self.of_map is None:
+            return None
+        return held_out * self.fit + train * self.fit_train + maps * self.of_map
 
 
 @dataclass(frozen=True)

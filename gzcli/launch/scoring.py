@@ -18,8 +18,10 @@ from gzcli.launch import forecast, launcher
 from gzcli.store.jobs import AlarmJob, OodJob
 from gzcli.store.run_folder import Run
 
-# Of an alarm: most draws of noise, and most held-out images on which scores are fitted.
-SEEDS, FITTED = 4, 500
+SEEDS = 4  # most draws of noise of an alarm
+# Most images on which scores are fitted, most of these that have maps, and approximate number of synthetic
+# defects.
+FITTED, MAPPED, DEFECTS = 500, 200, 100
 MOST_FITTED = 2000  # most images to which a method is fitted
 
 
@@ -56,8 +58,9 @@ class Cost:
     fit: float | None
 
     @classmethod
-    def of(cls, run: Run, job: OodJob | AlarmJob, names: Sequence[str], say: Say) -> Cost:
-        """The cost of these scores on this machine, measured on an untrained copy of the run."""
+    def of(cls, run: Run, job: OodJob | AlarmJob, names: Sequence[str], fitted: int, say: Say) -> Cost:
+        """The cost of these scores on this machine, measured on an untrained copy of the run.
+        fitted: number of images on which they are fitted."""
         plan = launcher.plan(job.launch, every_gpu=False)
         drawer = forecast.drawer_of_run(run, plan, score_options=job.options)
         measure = partial(forecast.measured, say=say)
@@ -65,7 +68,9 @@ class Cost:
         seeds = job.seeds or (SEEDS if isinstance(job, AlarmJob) else 1)
         n, passes = None if job.full else job.n, seeds * (1 + len(job.others))
         budget = part_of(run.serving.tree()).ood.budget
-        return cls(n, not (job.n or job.full), budget, passes, one.each, one.calls, one.fit)
+        counts = counts_of(locate(job.ins))
+        fit = one.fitting(fitted, min(MOST, counts["train"] if counts else MOST), mapped(fitted))
+        return cls(n, not (job.n or job.full), budget, passes, one.each, one.calls, fit)
 
     def limit(self, sets: int) -> int | None:
         """The most images of a set that are scored; None: all, or unknown."""
@@ -176,6 +181,24 @@ def inputs(path: str) -> int | None:
     return counts["test"] if counts else None
 
 
+def mapped(fitted: int) -> int:
+    """The images whose maps `local` is fitted to: some on which scores are fitted, and synthetic defects."""
+    return min(MAPPED, fitted) + defects(fitted)
+
+
+def defects(fitted: int) -> int:
+    """The number of synthetic defects that are drawn on so many images; 0 if the images are too few."""
+    from gzcli.metrics.alarms.choice import FEWEST
+
+    return DEFECTS if fitted >= FEWEST else 0
+
+
+def fitted_for_sets(job: OodJob) -> int:
+    """The number of images on which scores of data sets are fitted."""
+    counts = counts_of(locate(job.ins))
+    return min(FITTED, counts["val"] or counts["train"]) if counts else FITTED
+
+
 def counts_of_sets(job: OodJob) -> list[int | None]:
     """The test images of each set that is scored."""
     if job.imglists:
@@ -184,12 +207,18 @@ def counts_of_sets(job: OodJob) -> list[int | None]:
     return [counts["test"] if counts else None for counts in sets]
 
 
-def held_out(job: AlarmJob) -> tuple[int | None, int]:
-    """The held-out images of an alarm, and how many of them its scores are fitted to instead."""
-    if job.calibrate:
-        more = counts_of(locate(job.calibrate), foreign=True)
-        return more["test"] if more else None, 0
+def held_out(job: AlarmJob, needed: int) -> tuple[int | None, int | None, int]:
+    """The held-out images of an alarm that needs so many, those that are left to compare with, and the number
+    of images on which scores are fitted."""
     home = locate(job.ins)
     counts = counts_of(home)
     total = counts["val"] + (0 if official_test(home) else counts["test"]) if counts else None
-    return total, min(FITTED, (total or 0) // 4)
+    fitted = FITTED if total is None else min(FITTED, total // 4)
+    left = total and total - fitted
+    if counts and total and total - fitted < needed <= total:  # then scores are fitted on training images
+        left, fitted = total, min(FITTED, counts["train"])
+    if job.calibrate:
+        more = counts_of(locate(job.calibrate), foreign=True)
+        fitted, total = max(fitted, min(FITTED, total or 0)), more["test"] if more else None
+        left = total
+    return total, left, fitted

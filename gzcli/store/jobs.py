@@ -177,7 +177,7 @@ class EmaJob(Job):
 
 # keys of the result of a part with "draws"
 IMAGE_COSTS = ("sample_seconds", "calls", "log_prob_seconds", "classes")
-SCORE_COSTS = ("score_seconds", "score_calls", "fit_seconds")
+SCORE_COSTS = ("score_seconds", "score_calls", "fit_seconds", "train_fit_seconds", "map_seconds")
 
 
 @dataclass(frozen=True)

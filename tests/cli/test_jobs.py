@@ -106,8 +106,11 @@ def test_a_dry_run_times_what_a_run_did_not_measure(call, home, monkeypatch):
     assert jobs_done[-1].parts[0]["draws"] == ("samples", "exact", "bound")
 
 
+FITS = {"fit_seconds": 0.01, "train_fit_seconds": 0.0, "map_seconds": 0.02}  # of an image
+
+
 def test_a_dry_run_of_scores_names_images_calls_and_time(call, home, monkeypatch):
-    costs, jobs_done = {"score_seconds": 0.02, "score_calls": 5, "fit_seconds": 10.0, "error": None}, []
+    costs, jobs_done = {"score_seconds": 0.02, "score_calls": 5, "error": None, **FITS}, []
 
     def measure(job, say):
         jobs_done.append(job)
@@ -118,8 +121,8 @@ def test_a_dry_run_of_scores_names_images_calls_and_time(call, home, monkeypatch
     words = ("ood", "pretrained:vae-glyphs", "--out", "digits,patches", "--dry-run")
     first, again = (call(*words, "-n", "100")[1] for _ in range(2))
     assert first == again and "\nimages   100 per data set\n" in first
-    # 10 s to start, 10 s to fit, 3 · 100 · .02 s
-    time = "time     about 26 seconds for 300 images × 5 network calls; 10 seconds of it to\n"
+    # 10 s to start, 500 · .01 s and 300 · .02 s to fit, 3 · 100 · .02 s
+    time = "time     about 27 seconds for 300 images × 5 network calls; 11 seconds of it to\n"
     assert first.endswith(f"{time}         fit the scores\n")
     (job,) = jobs_done
     assert job.parts[0]["scores"] == ("elbo", "recon", "kl", "complexity", "local")
@@ -127,12 +130,12 @@ def test_a_dry_run_of_scores_names_images_calls_and_time(call, home, monkeypatch
     tests = [counts_of(locate(name))["test"] for name in ("glyphs", "digits", "patches")]
     scored = sum(min(n, 4800) for n in tests)
     assert (value["n"], value["scored"]) == (4800, scored) and scored < 3 * 4800, "300 s, less the fits"
-    assert value["seconds"] == 10 + 10 + scored * 0.02
+    assert value["seconds"] == 10 + 11 + scored * 0.02
 
 
 def test_a_dry_run_of_an_alarm_counts_its_images(call, home, tmp_path, monkeypatch):
     """Of a run, with the held-out images and the synthetic defects; of a method without training."""
-    costs = {"score_seconds": 0.02, "score_calls": 5, "fit_seconds": 1.0, "error": None}
+    costs = {"score_seconds": 0.02, "score_calls": 5, "error": None, **FITS}
     monkeypatch.setenv("GZ_TRIAL", "1")
     monkeypatch.setattr(forecast, "measured", lambda job, say: [{**costs, "timed": False}])
     folder = tmp_path / "my pictures"
@@ -144,7 +147,7 @@ def test_a_dry_run_of_an_alarm_counts_its_images(call, home, tmp_path, monkeypat
     held_out = min(counts["val"] + counts["test"] - 500, value["n"])
     assert f"\nimages   12, compared with {held_out:,} held-out images\n" in call(*words)[1]
     scored = 4 * (12 + held_out)
-    assert (value["scored"], value["seconds"]) == (scored, 10 + 4 * 1.0 + scored * 0.02), "four draws"
+    assert (value["scored"], value["seconds"]) == (scored, 10 + 4 * 11 + scored * 0.02), "four draws"
     chosen = json.loads(call(*words[:4], "--dry-run", "--json")[1])
     assert chosen["scored"] == scored + 300, "and images by which a score is chosen"
     _, _, stderr = call(*words, "--fpr", "0.001%")
@@ -153,6 +156,29 @@ def test_a_dry_run_of_an_alarm_counts_its_images(call, home, tmp_path, monkeypat
     assert "\nimages   12, compared with 12 good images\ntime     about 11 seconds\n" in call(*words)[1]
     forecast.note_checking({"compared": {"n": 10}, "files": [{}] * 5, "seconds": 30.0, "method": "combined"})
     assert "\ntime     about 58 seconds\n" in call(*words)[1]
+
+
+@pytest.mark.parametrize(
+    ("n", "fpr", "compared", "fitted", "maps"),
+    [(40, "50%", 6, 2, 2), (40, "12.5%", 8, 32, 132), (300, "5%", 45, 15, 115)],
+    ids=["tiny", "fitted on training images", "small"],
+)
+def test_the_fits_of_an_alarm_take_as_long_as_their_images(
+    n, fpr, compared, fitted, maps, call, home, tmp_path, monkeypatch
+):
+    """A quarter of the held-out images, or the training images if too few would remain to compare with. With
+    12 of them, the score is chosen by synthetic defects."""
+    monkeypatch.setenv("GZ_TRIAL", "1")
+    costs = {"score_seconds": 1.0, "score_calls": 5, "error": None, **FITS}
+    monkeypatch.setattr(forecast, "measured", lambda job, say: [{**costs, "timed": False}])
+    (folder := tmp_path / "photos").mkdir()
+    for i in range(n):
+        Image.new("L", (28, 28), i % 256).save(folder / f"{i}.png")
+    words = ("ood", "pretrained:vae-glyphs", "--in", str(folder), "--input", str(folder), "--fpr", fpr)
+    value = json.loads(call(*words, "--dry-run", "--json")[1])
+    scored = 4 * (n + compared) + (maps if fitted >= 12 else 0)
+    assert value["scored"] == scored
+    assert value["seconds"] == pytest.approx(10 + 4 * (fitted * 0.01 + maps * 0.02) + scored)
 
 
 def test_a_job_is_read_as_it_was_written(tmp_path):

@@ -103,7 +103,9 @@ def test_scores_of_an_untrained_model_are_timed(home, tmp_path, monkeypatch):
     ]
     results = forecast.run(TrialJob(tuple(rows), INFO), tmp_path, CPU, None)["parts"]
     assert [one["error"] for one in results] == [None] * 4
-    assert all(one["score_seconds"] > 0 and one["fit_seconds"] > 0 for one in results[:3])
+    fits = [[one[f"{name}_seconds"] > 0 for name in ("fit", "train_fit", "map")] for one in results[:3]]
+    assert fits == [[True, False, True]] * 2 + [[False, True, False]], "`knn` is fitted on training images"
+    assert all(one["score_seconds"] > 0 for one in results[:3])
     # fm: four round trips of two steps there and back for `recon` and again for `local`, ten for `path`
     assert results[1]["score_calls"] == 42 and results[3]["score_seconds"] is None
 
