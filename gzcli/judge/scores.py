@@ -68,6 +68,7 @@ WAIC = "waic"
 APART = 0.06  # difference of detected shares that counts as equal; the first such score is chosen
 
 Table = dict[str, np.ndarray]  # each score, float64 [N]
+Picks = Callable[[int | None], dict[str, Pick]]  # at most n images of each set
 
 
 def model_scores(model: Model) -> list[str]:
@@ -409,7 +410,7 @@ class Scoring:
         scorer.names = self.names
         self.scorers = [scorer]
 
-    def score(self, picks: Callable[[int | None], dict[str, Pick]], held_out: Pick | None = None) -> None:
+    def score(self, picks: Picks, held_out: Pick | None = None) -> None:
         """Scores images by every run, with every seed. `picks(n)` returns at most n images of each set.
         Scores are fitted and standardised on `held_out`."""
         job, home, first, log = self.job, self.home, self.trained, self.log
@@ -428,7 +429,7 @@ class Scoring:
         trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
         seeds, n = job.seeds or draws(scorer, trial), job.n
         if n is None and not job.full:
-            n = ranks.agree(afford(scorer, trial, budget, len(picks(1)) * len(models) * seeds, log))
+            n = ranks.agree(afford(scorer, trial, budget, picks, len(models) * seeds, log))
         self.gap = solver_gap(first, trial) if read(scorer.names, "nll") else None
         if self.gap:
             log.info(str(self.gap))
@@ -586,12 +587,13 @@ def draws(scorer: Scorer, trial: Batch) -> int:
     return ranks.agree(1 if equal else DRAWS)
 
 
-def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
+def afford(scorer: Scorer, trial: Batch, budget: float, picks: Picks, passes: int, log: Log) -> int:
     """The number of images of each set that all processes together can score within a budget."""
     seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
-    n = affordable(seconds, budget, sets)
-    if (expected := seconds * sets * n) > 1.5 * budget:
-        minutes = f"{expected / 60:.0f} minutes even for {n} images of each set"
+    n = affordable(seconds, budget, passes * len(picks(1)))
+    images = sum(len(pick.index) for pick in picks(n).values())
+    if (expected := seconds * passes * images) > 1.5 * budget:
+        minutes = f"{expected / 60:.0f} minutes for {images:,} images"
         log.warn(f"the scores need about {minutes}; lower `-n` to score fewer images")
     return n
 

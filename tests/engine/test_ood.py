@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from gzcli.cli import ood as ood_verb
 from gzcli.cli import out
 from gzcli.core.errors import DivergedError, MissingError
 from gzcli.core.sections import DataSection
+from gzcli.core.types import Batch
 from gzcli.core.units import affordable
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
@@ -435,6 +437,20 @@ def test_bins_show_both_sides_however_far_apart():
     assert scale is None and np.allclose(np.diff(bins), bins[1] - bins[0])
     bins, scale = score_bins([np.ones(9), np.ones(9)])
     assert scale is None and bins[0] < 1 < bins[-1]
+
+
+@pytest.mark.parametrize(("there", "warned"), [(6, []), (900, ["8 minutes for 500 images"])])
+def test_scores_that_need_longer_than_the_budget_are_announced(there, warned, monkeypatch):
+    """By the images that there are, which may be fewer than the fewest of a budget."""
+    monkeypatch.setattr(scores, "timed", lambda function, device: 16.0)  # of 16 images
+    home, said = open_pack("digits"), []
+    trial = Batch(torch.zeros(16, 1), None, torch.arange(16), None, {})
+
+    def picks(n):
+        return {"in": scores.Pick(home, "test", np.arange(min(n, there)))}
+
+    assert scores.afford(None, trial, 300.0, picks, 1, SimpleNamespace(warn=said.append)) == 500
+    assert [text.partition("about ")[2].partition(";")[0] for text in said] == warned
 
 
 def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
