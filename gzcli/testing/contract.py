@@ -496,9 +496,9 @@ def _check_derivatives(process: Process) -> None:
             require(same, f"`{name}.derivatives` differ for times of shape {list(times.shape)}")
 
 
-def _check_density(process: Process, std: float = 0.5) -> None:
+def _check_density(process: Process) -> None:
     """Requires that the ODE along `likelihood_path` takes N(0, std²) to the marginals of the process."""
-    walk = process.likelihood_path(0.01, 100)
+    walk, std = process.likelihood_path(0.01, 100), 0.5
 
     def f(x: Tensor, t: Tensor) -> Tensor:
         _, alpha, sigma = process.levels_at(t)
