@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.metrics.quality.neighbours import nearest
+from gzcli.store.png import picture_of
 
 
 def png_size(images: np.ndarray) -> np.ndarray:
@@ -72,7 +73,7 @@ def _encoded(image: np.ndarray, *, one_bit: bool = False, **options: Any) -> int
     from PIL import Image
 
     buffer = io.BytesIO()
-    picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+    picture = picture_of(image.transpose(1, 2, 0))
     picture = picture.convert("1", dither=Image.Dither.NONE) if one_bit else picture
     picture.save(buffer, **options)
     return buffer.tell()

@@ -26,6 +26,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.metrics.networks import PACKAGE
 from gzcli.store import files
 from gzcli.store.hub import CLIP, DINOV2, INCEPTION, weights
+from gzcli.store.png import picture_of
 
 if TYPE_CHECKING:
     from gzcli.data.packs.stream import Pictures
@@ -321,14 +322,13 @@ def clip_of(state: State) -> nn.Module:
 
 def enlarged(images: np.ndarray, *, cut: bool) -> Tensor:
     """Images uint8 [N, 1 or 3, H, W], converted to the networks' input, uint8 [N, 3, 224, 224]."""
-    from PIL import Image
     from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
     if images.shape[1] not in (1, 3):
         raise UsageError(f"DINOv2 and CLIP read images of one or three channels, not {images.shape[1]}")
     pictures = []
     for image in images:
-        picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("RGB")
+        picture = picture_of(image.transpose(1, 2, 0)).convert("RGB")
         picture = resize(picture, SIDE if cut else [SIDE, SIDE], InterpolationMode.BICUBIC)
         pictures.append(np.array(center_crop(picture, SIDE)))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)

@@ -18,6 +18,7 @@ from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted, sides
 from gzcli.data.readers.images import FORMATS
+from gzcli.store.png import picture_of
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
@@ -98,14 +99,11 @@ def cropping(before: tuple[int, int], after: tuple[int, int]) -> tuple[str, ...]
 
 def fit_array(images: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
     """Images uint8 [n, C, H, W], converted to another size or number of channels by the rules of `decode`."""
-    from PIL import Image
-
     if images.shape[1:] == shape:
         return images
     out = np.empty((len(images), *shape), np.uint8)
-    for i, pixels in enumerate(images):
-        last = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-        out[i] = _fitted(Image.fromarray(last), shape, fit)
+    for i, image in enumerate(images):
+        out[i] = _fitted(picture_of(image.transpose(1, 2, 0)), shape, fit)
     return out
 
 

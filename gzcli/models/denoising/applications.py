@@ -27,6 +27,7 @@ from gzcli.models.nn import (
     nearer,
     slerp,
 )
+from gzcli.store.png import picture_of
 
 TIMES = 4  # noise levels by which translation classifies an unlabelled image
 MEASURED, JPEG_SIGMA = 0.01, 0.05  # standard deviation of the noise of degraded images, whose range is 0 … 1
@@ -578,7 +579,7 @@ def compressed(x: Tensor, quality: int) -> Tensor:
     images = []
     for image in (x.clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "jpeg", quality=quality)
+        picture_of(image).save(file, "jpeg", quality=quality)
         decoded = np.asarray(Image.open(file), np.float32) / 255
         images.append(torch.from_numpy(decoded.reshape(image.shape)).permute(2, 0, 1))
     return torch.stack(images).to(x)
