@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 SETTINGS = jobs.OWN_OPTIONS
 ANY_RATE = 0.5  # rate of an exported alarm, whose user sets it
+# Most images on which scores are fitted that have maps, and approximate number of synthetic defects.
+MAPPED, DEFECTS = 200, 100
 
 _JUDGE_HELP = (
     f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: `{DEFAULT}`."
@@ -453,6 +455,7 @@ def show_dry_alarm(run: Run, job: AlarmJob) -> None:
     """Prints the images that a run would check, and the time. Warns if the held-out images are too few for
     the rate."""
     from gzcli.launch import scoring
+    from gzcli.metrics.alarms.choice import FEWEST
     from gzcli.metrics.conformal import fewest
 
     is_chosen = not (job.scores or job.others)
@@ -463,7 +466,7 @@ def show_dry_alarm(run: Run, job: AlarmJob) -> None:
     if enough is not None and enough < needed:
         wanted = f"a false-alarm rate of {percent(job.fpr)}"
         out.warn(f"{wanted} needs {needed:,} held-out images, but there are only {enough:,}")
-    choosing = scoring.mapped(fitted) if is_chosen and scoring.defects(fitted) else 0
+    choosing = mapped(fitted) if is_chosen and fitted >= FEWEST else 0
     show_dry(job.ins, [job.input], by, scoring.of_alarm(job, cost, compared, choosing))
 
 
@@ -491,7 +494,14 @@ def cost_of(run: Run, job: OodJob | AlarmJob, fitted: int) -> tuple[str, Cost]:
     names = job.scores or part_of(run.serving.tree()).ood.scores or ()
     # `local` is added to scores that are not named
     timed = names if job.scores or not names else (*names, LOCAL)
-    return ", ".join(names), Cost.of(run, job, timed, fitted, out.info)
+    return ", ".join(names), Cost.of(run, job, timed, fitted, mapped(fitted), out.info)
+
+
+def mapped(fitted: int) -> int:
+    """The images whose maps `local` is fitted to: some on which scores are fitted, and synthetic defects."""
+    from gzcli.metrics.alarms.choice import FEWEST
+
+    return min(MAPPED, fitted) + (DEFECTS if fitted >= FEWEST else 0)
 
 
 def show_dry(ins: str, against: Sequence[str], by: str, scoring: Scoring) -> None:

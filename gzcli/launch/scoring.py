@@ -18,10 +18,7 @@ from gzcli.launch import forecast, launcher
 from gzcli.store.jobs import AlarmJob, OodJob
 from gzcli.store.run_folder import Run
 
-SEEDS = 4  # most draws of noise of an alarm
-# Most images on which scores are fitted, most of these that have maps, and approximate number of synthetic
-# defects.
-FITTED, MAPPED, DEFECTS = 500, 200, 100
+SEEDS, FITTED = 4, 500  # most draws of noise of an alarm, and most images on which scores are fitted
 MOST_FITTED = 2000  # most images to which a method is fitted
 
 
@@ -58,9 +55,11 @@ class Cost:
     fit: float | None
 
     @classmethod
-    def of(cls, run: Run, job: OodJob | AlarmJob, names: Sequence[str], fitted: int, say: Say) -> Cost:
+    def of(
+        cls, run: Run, job: OodJob | AlarmJob, names: Sequence[str], fitted: int, maps: int, say: Say
+    ) -> Cost:
         """The cost of these scores on this machine, measured on an untrained copy of the run.
-        fitted: number of images on which they are fitted."""
+        fitted, maps: number of images on which they are fitted, and of maps to which `local` is fitted."""
         plan = launcher.plan(job.launch, every_gpu=False)
         drawer = forecast.drawer_of_run(run, plan, score_options=job.options)
         measure = partial(forecast.measured, say=say)
@@ -69,7 +68,7 @@ class Cost:
         n, passes = None if job.full else job.n, seeds * (1 + len(job.others))
         budget = part_of(run.serving.tree()).ood.budget
         counts = counts_of(locate(job.ins))
-        fit = one.fitting(fitted, min(MOST, counts["train"] if counts else MOST), mapped(fitted))
+        fit = one.fitting(fitted, min(MOST, counts["train"] if counts else MOST), maps)
         return cls(n, not (job.n or job.full), budget, passes, one.each, one.calls, fit)
 
     def limit(self, sets: int) -> int | None:
@@ -179,18 +178,6 @@ def inputs(path: str) -> int | None:
     form = Form(skip_bad=True, layout="flat")
     counts = counts_of(OwnSet(local(path), form=form), foreign=True)
     return counts["test"] if counts else None
-
-
-def mapped(fitted: int) -> int:
-    """The images whose maps `local` is fitted to: some on which scores are fitted, and synthetic defects."""
-    return min(MAPPED, fitted) + defects(fitted)
-
-
-def defects(fitted: int) -> int:
-    """The number of synthetic defects that are drawn on so many images; 0 if the images are too few."""
-    from gzcli.metrics.alarms.choice import FEWEST
-
-    return DEFECTS if fitted >= FEWEST else 0
 
 
 def fitted_for_sets(job: OodJob) -> int:
