@@ -272,9 +272,16 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
 
 
 def commit_in(environment: Mapping[str, Any]) -> str | None:
-    """The commit of gz's code that trained a run, marked if its clone had changes; None if it is unknown."""
+    """The commit of gz's code in an environment, marked if its clone had changes; None if it is unknown."""
     code = environment.get("code") or {}
     return f"{code['commit']} with changes" if code.get("dirty") else code.get("commit")
+
+
+def judged_by() -> dict[str, str | None]:
+    """The commit of gz's code and a hash of the part that judges. Both hold for cached results too, because
+    results of another hash are not used."""
+    commit = commit_in({"code": planning.code_state()})
+    return {"judge_commit": commit, "judge_code": syntax_of(JUDGING)}
 
 
 def facts_of(run: Run) -> dict[str, Any]:

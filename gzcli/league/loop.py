@@ -22,6 +22,7 @@ from gzcli.league.league import (
     facts_of,
     is_judged,
     jobs_of,
+    judged_by,
     judgement,
     kept_steps,
 )
@@ -217,6 +218,7 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
             facts[key] = {**facts.get(key, {}), **result.get(key, {})}
         facts |= {"data": result["data"], "provenance": result["provenance"]}
         facts["notes"] += [note for note in result["notes"] if note not in facts["notes"]]
+        by = judged_by()
         for row, description in zip(result["rows"], descriptions, strict=True):
             rate = row["metrics"].get("samples_per_s")
             of_setting = {
@@ -228,7 +230,7 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
                 "sample_seconds": 1 / rate if rate else None,
                 "shape": result["provenance"]["shape"],
             }
-            rows.append({**row, **facts_of_row(entry, run), **of_setting})
+            rows.append({**row, **facts_of_row(entry, run), **of_setting, **by})
     return rows
 
 

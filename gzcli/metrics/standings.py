@@ -322,6 +322,8 @@ def table_of(rows: Sequence[Row], *extra: str) -> str:
     for row in rows:
         line = {key: row.get(key) for key in (*FACTS, *extra)}
         line |= {key: detail(row, key) for key in (*SAMPLER, *ORIGIN)}
+        if any(any_row.get("judge_commit") for any_row in rows):  # older rows do not name it
+            line["judge_commit"] = row.get("judge_commit")
         for name in names:
             line[name] = row["metrics"].get(name)
             if any(name in any_row.get("intervals", {}) for any_row in rows):

@@ -420,6 +420,28 @@ def test_a_league_is_small_in_git():
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 1.5e6, place
 
 
+def test_rows_that_different_code_judged_are_not_joined(reference, tmp_path, capsys):
+    """Rows of earlier versions do not know their judges' code, so they are named."""
+    import measure
+
+    run, before = measured.rows_of(reference / "league.csv")[0]["run"], (reference / "rows.json").read_text()
+    rows = [
+        {"model": "vae", "run": run, "metrics": {"fd": 60.0}, "seed": seed}
+        | {"judge_code": code, "judge_commit": f"commit-{seed}"}
+        for seed, code in ((1, "a"), (2, "a"), (3, "b"))
+    ]
+    new, alike, other = (league_of(tmp_path / f"new-{row['seed']}", row) for row in rows)
+    with pytest.raises(SystemExit, match="a of commit commit-1, b of commit commit-3; run every"):
+        measure.league(new, other, root=tmp_path / "measured")
+    assert (reference / "rows.json").read_text() == before
+    measure.league(new, alike, root=tmp_path / "measured")
+    assert "it is not known which code judged vae, vqvae\n" in capsys.readouterr().err
+    commits = [row["judge_commit"] for row in measured.league("mnist", "tiny")]
+    assert commits == ["", "", "commit-1", "commit-2"]
+    with pytest.raises(SystemExit, match="judged by different code"):
+        measure.league(other, root=tmp_path / "measured")
+
+
 def test_the_tables_of_a_league_are_those_of_its_rows():
     """Each row also names its code, its machine and the options of its sampler."""
     for place in measured.places():

@@ -116,6 +116,7 @@ def table(home, name):
 
 def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(planning, "code_state", lambda: {"commit": "abc", "dirty": False})
     code, shown, said = call(*WORDS, "--models", "vae,fm,wgan", "--seeds", "2", "-n", "100")
     assert code == 0 and trained == [(m, s, False) for s in (0, 1) for m in ("vae", "fm", "wgan")]
     first = [line.split()[:2] for line in shown.splitlines()[1:4]]
@@ -129,9 +130,11 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     wanted = {"params": "1000", "train_seconds": "12.0", "sample_seconds": "0.02", "fd_low": "89.0"}
     wanted |= {"fd_floor": "10.0", "peak_memory": "100000000"}
     assert {key: rows[0][key] for key in wanted} == wanted
-    (league,) = (home / "bench").glob("league-*/league.json")
-    facts = json.loads(league.read_text())["rows"][0]
+    (path,) = (home / "bench").glob("league-*/league.json")
+    facts = json.loads(path.read_text())["rows"][0]
     assert facts["machine"] == devices.cpu_name() and facts["sample"] == {"steps": 10} and "commit" in facts
+    assert (facts["judge_commit"], facts["judge_code"]) == ("abc", league.syntax_of(league.JUDGING))
+    assert {row["judge_commit"] for row in rows} == {"abc"}
     assert facts["command"].startswith("gz train vae --seed 0 --data digits --set ")
     assert [row["model"] for row in table(home, "equal_calls")] == ["fm", "fm"]  # it alone has steps
     (best, *_) = table(home, "summary")

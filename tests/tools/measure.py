@@ -47,6 +47,8 @@ BESIDE = {"torchcfm": "cfm", "denoising-diffusion-pytorch": "ddpm", "pythae": "v
 FIELDS = (
     *standings.FACTS,
     "commit",
+    "judge_commit",
+    "judge_code",
     "machine",
     "command",
     "sample",
@@ -82,6 +84,7 @@ def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None
         for row in (*before, *({**row, "commit": row.get("commit") or commit} for row in new)):
             if not row.get("error") or (row["model"], row["seed"]) not in rows:
                 rows[row["model"], row["seed"]] = {key: row[key] for key in FIELDS if key in row}
+        check_judges(into, [row for row in rows.values() if not row.get("error")])
         (into / "rows.json").write_text(json.dumps(list(rows.values())) + "\n")
         joined = standings.of_one_size(list(rows.values()))
         (into / "league.csv").write_text(standings.table_of(joined))
@@ -108,6 +111,16 @@ def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], li
     if differing := [key for key in terms if facts.get(key) != about[key]]:
         raise SystemExit(f"{into} has a league with other {', '.join(differing)}; remove it to replace it")
     return json.loads((into / "rows.json").read_text()), facts["commands"]
+
+
+def check_judges(into: Path, rows: list[dict[str, Any]]) -> None:
+    """Refuses rows that different code has judged, and names older rows, which do not know that code."""
+    commits = {row["judge_code"]: row.get("judge_commit") for row in rows if row.get("judge_code")}
+    if len(commits) > 1:
+        of_each = ", ".join(f"{code} of commit {commit}" for code, commit in commits.items())
+        raise SystemExit(f"{into}: rows were judged by different code, {of_each}; run every league again")
+    if commits and (older := [row["model"] for row in rows if not row.get("judge_code")]):
+        print(f"{into}: it is not known which code judged {', '.join(older)}", file=sys.stderr)
 
 
 def merged(commands: list[str]) -> list[str]:
