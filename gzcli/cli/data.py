@@ -168,7 +168,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
 
     If the data set is not downloaded, gz shows its description.
     """
-    from gzcli.data.packs.open import facts_of, peek
+    from gzcli.data.packs.open import counts_of, facts_of, peek
     from gzcli.data.packs.source import ways_to_fetch
 
     data_set = locate(name)
@@ -176,7 +176,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
     if spec and not (spec.embedded or is_fetched(spec) or peek(spec, size=size, channels=channels)):
         facts = facts_of(spec, size=size, channels=channels)
         height, width = (facts.height, facts.width) if facts else (spec.size, spec.size)
-        counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
+        counts = counts_of(spec) or {}
         row = _described(spec, (channels or spec.channels, height, width), counts, facts)
         kind = "attributes (several per image)" if spec.multilabel else "classes"
         names = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"

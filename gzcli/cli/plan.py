@@ -305,8 +305,8 @@ def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
     """Scale, set, model, memory and time with their labels; `there`: bytes available to a process."""
     choice, models, facts, here = outlook.recipe.choice, outlook.models, outlook.facts, outlook.seconds
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
-    download = f", {size(facts.download)} to download" if facts.download else ""
-    packed = " (cached, not packed yet)" if facts.cached else f" (not cached{download})"
+    lacking = f" ({size(facts.download)} to download)" if facts.download else " (not cached)"
+    packed = " (cached, not packed yet)" if facts.cached else lacking
     yield "set", _set(outlook) + ("" if facts.packed else packed)
     stages = [f"{one.part.stage}: " if len(models) > 1 else "" for one in models]
     for stage, one in zip(stages, models, strict=True):

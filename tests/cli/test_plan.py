@@ -82,7 +82,7 @@ def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, plan
     lines = stdout.splitlines()
     assert code == 0 and max(map(len, lines[:6])) <= 80
     assert lines[0] == "scale   small (no GPU is used)"
-    assert lines[1] == "set     cifar10: 50,000 colour images of 32×32 (not cached, 170 MB to download)"
+    assert lines[1] == "set     cifar10: 48,000 colour training images of 32×32 (170 MB to download)"
     assert lines[2].startswith("model   ddpm, 35.7M parameters, ")
     assert lines[2].endswith(" images; 6,000 GFLOP per step")
     assert lines[3].startswith("memory  900 MB per process, measured for one step here; this machine has ")

@@ -373,9 +373,9 @@ def test_the_scale_the_shape_few_images_and_the_set_decide_on_for(shipped):
     assert chosen("digits", gpus=1) == ("tiny", 1, 64, 2, None, None)
     assert chosen("digits", flags={"scale": "small"})[:4] == ("small", 5, 30, 10)
     assert chosen("digits-ab")[:2] == ("small", 5), "it is not named"
-    for data, scale, n, has in (("svhn", "full", "73,257", "64px"), ("cifar10", "paper", "50,000", "mnist")):
+    for data, scale, n, has in (("svhn", "full", "71,257", "64px"), ("cifar10", "paper", "48,000", "mnist")):
         assert problems(resolve, "glow", data=data, flags={"scale": scale}) == [
-            f"`--scale`: the recipe has no `{scale}` settings for {n} colour images of 32×32"
+            f"`--scale`: the recipe has no `{scale}` settings for {n} colour training images of 32×32"
             f" (use `--scale small`; `{scale}` has settings for: {has})"
         ]
     assert resolve("glow", data="mnist").origin["model.hidden"] == "for.small.mnist recipes/glow.yaml:9"

@@ -24,7 +24,7 @@ from gzcli.core.types import DataInfo, unreported
 from gzcli.data.library import data_path, import_set, listing, remove, verify
 from gzcli.data.packs import build, source
 from gzcli.data.packs.build import covering, rows_of, split_plan
-from gzcli.data.packs.open import open_pack, peek
+from gzcli.data.packs.open import facts_of, open_pack, peek
 from gzcli.data.packs.pack import record_data
 from gzcli.data.readers import embedded
 from gzcli.data.readers.embedded import MAKERS, SIDE, distance, matrices, pictures
@@ -52,6 +52,8 @@ def test_embedded(monkeypatch):
             assert set(opened.labels(split)) == set(range(len(spec.classes))), spec.name
         assert (info.shape, info.levels, info.steps) == (spec.shape, spec.levels, 7)
         assert info.n == meta.counts["train"]
+        # plans count the images to train on, whether the set is packed or not
+        assert facts_of(spec).n == spec.trained_on == info.n, spec.name
 
 
 def test_digits_are_scikit_learns():
@@ -458,7 +460,7 @@ def test_a_set_that_is_not_here_is_described_and_not_fetched(name, gz, home, mon
     monkeypatch.setattr("gzcli.data.download.fetch.fetch", lambda *a, **k: pytest.fail("it was fetched"))
     spec = SPECS[name]
     code, stdout, stderr = gz("show", name)
-    assert code == 0 and stdout.splitlines()[-1].split()[:2] == [name, str(spec.n_train)]
+    assert code == 0 and stdout.splitlines()[-1].split()[:2] == [name, str(spec.trained_on)]
     size, classes = f"{spec.size}×{spec.size} pixels", f"{spec.n_classes:,} "
     assert not [text for text in (size, classes, spec.licence, "their settings for") if text not in stderr]
     assert f"`gz data download {name}" in stderr and not (home / "packs" / name).exists()

@@ -286,7 +286,9 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     said: list[str] = []
     pack = open_pack(tmp_path / "grey.npz", say=said.append)
     assert pack.meta.shape == (3, 24, 24)  # as it is
-    words = "32 grey (stored as colour) images of 24×24, few; models use their settings for `grey few`"
+    words = (
+        "32 grey (stored as colour) training images of 24×24, few; models use their settings for `grey few`"
+    )
     assert said[-2].endswith(words) and "data.channels=1" in said[-1]
     source = locate(tmp_path / "grey.npz")
     of_pack = Facts(24, 24, 3, 32, grey=True, classes=0, name=str(source.path))

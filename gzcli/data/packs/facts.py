@@ -60,10 +60,10 @@ class Facts:
 
     @property
     def words(self) -> str:
-        """The facts in words: `1,600 colour images of 64×64, few`."""
+        """The facts in words: `1,600 colour training images of 64×64, few`."""
         kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
         kind = kind if self.channels in (1, 3) else f"{self.channels}-channel"
-        return ", ".join([f"{self.n:,} {kind} images of {self.width}×{self.height}", *self.traits])
+        return ", ".join([f"{self.n:,} {kind} training images of {self.width}×{self.height}", *self.traits])
 
 
 def settings_lines(facts: Facts | None) -> list[str]:

@@ -198,7 +198,7 @@ def facts_of(
     Raises GzError for files that cannot be packed."""
     if isinstance(data, DataSpec):
         spec = data.sized(size)
-        facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
+        facts = Facts(spec.size, spec.size, spec.channels, spec.trained_on)
         facts = replace(facts, classes=spec.n_classes, extras=spec.extras)
     else:
         if meta is None and not (meta := _packed(data)):
