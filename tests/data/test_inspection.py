@@ -111,6 +111,18 @@ def test_masks_are_cropped_as_their_pictures_at_about_their_own_size(tmp_path):
     assert read_masks(path, opened, ["test/good/000.png"], (16, 16), "crop") == {}
 
 
+def test_the_values_of_a_mask_may_be_labels_of_defects(tmp_path):
+    marked = np.zeros((48, 48), np.uint8)
+    marked[:24, :24], marked[30:40, 30:40] = 1, 4
+    files = VISA | {"Data/Images/Anomaly/0.JPG": png(RED, size=(48, 48), format="JPEG")}
+    both = []
+    for name, mask in (("labels", marked), ("white", np.uint8(255) * (marked > 0))):
+        path = write(tmp_path / name, files | {"Data/Masks/Anomaly/0.png": encoded(mask)})
+        masks = read_masks(path, open_inspection(path), ["Data/Images/Anomaly/0.JPG"], (16, 16), "crop")
+        both += masks.values()
+    assert (both[0] == both[1]).all() and (both[0] == (marked > 0)).all()
+
+
 def test_masks_that_fit_nothing(tmp_path):
     lost = {name: data for name, data in MVTEC.items() if "ground" not in name}
     one = lost | {"ground_truth/chip/000_mask.png": MASK, "ground_truth/chip/099_mask.png": MASK}

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 GOOD = re.compile(r"(good|normal|ok|no[_-]?defects?|defect[_-]?free|non[_-]?defective)", re.IGNORECASE)
 ENDING = re.compile(r"[_-](mask|gt|label|seg(mentation)?|ground_?truth)$", re.IGNORECASE)
+GREY = 127  # the brightest pixel of a mask that is not a defect, if any is brighter
 FINEST = 256  # pixels a side at most at which maps are compared with masks
 LIST = "image_anno.csv"  # VisA's kinds of defects, with the columns image, label, mask
 HINT = "name each mask after its image, such as `ground_truth/scratch/000_mask.png`"
@@ -162,8 +163,9 @@ def read_masks(
     path: Path, layout: Inspection, names: Sequence[str], size: tuple[int, int], fit: Fit
 ) -> dict[str, np.ndarray]:
     """The masks of the images that have one, for images that are scored at `size` (H, W). A mask is cropped
-    like its image and kept at about its own size: bool [kH, kW] with an integer k. Raises UsageError if a
-    mask and its image differ in size."""
+    like its image and kept at about its own size: bool [kH, kW] with an integer k. The values of a dark mask
+    are labels, as VisA's 1 … 9, so all but 0 are a defect. Raises UsageError if a mask and its image differ
+    in size."""
     from gzcli.data.readers.pictures import Decoding, decode, sides_of
 
     marked = [name for name in names if name in layout.masks]
@@ -181,5 +183,5 @@ def read_masks(
         if (sides := sides_of(data)) != sizes[name]:
             message = f"the mask `{mask}` is {by_sides(sides)}, but its image is {by_sides(sizes[name])}"
             raise UsageError(message, hint="replace or remove it")
-        masks[name] = masks.get(name, False) | (image[0] > 127)
+        masks[name] = masks.get(name, False) | (image[0] > (GREY if image.max() > GREY else 0))
     return masks
