@@ -38,11 +38,14 @@ def half_samples(
 def around(value: float, draws: Sequence[float] | np.ndarray, scale: float = 1.0) -> Interval:
     """value ± t·s·scale, where s is the standard deviation of the draws and t is Student's quantile for their
     number. Percentiles of few draws are too narrow: with 12 draws, they contain the mean in 82 % of cases.
+    A single draw has no interval.
 
     scale: standard deviation of the metric in units of that of a draw.
     """
     from scipy.stats import t
 
+    if len(draws) < 2:
+        return Interval(value)
     half = float(t.ppf(QUANTILE, len(draws) - 1) * np.std(draws, ddof=1) * scale)
     return Interval(value, value - half, value + half)
 

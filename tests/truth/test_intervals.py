@@ -142,6 +142,7 @@ def test_an_interval_of_few_draws_holds_the_mean():
         assert np.mean([one.low <= 0 <= one.high for one in figures]) == pytest.approx(0.95, abs=0.016)
         one = around(3.0, [1.0, 2.0, 3.0], 0.5)
         assert (one.high - 3, 3 - one.low) == pytest.approx([4.302653 * 0.5] * 2)
+    assert mean_of_draws([0.5]) == Interval(0.5), "a single draw has no interval"
 
 
 def test_wilson_s_interval_is_scipy_s():

@@ -108,7 +108,7 @@ def _interval(average: Callable[[Array], float], values: Array, classes: Array, 
 
     images = half_samples(average, np.stack([values.mean(0), classes], 1))
     averages = [average(np.stack([row, classes], 1)) for row in values]
-    sides = [images, *([mean_of_draws(averages, signed=True)] if len(averages) > 1 else [])]
+    sides = images, mean_of_draws(averages, signed=True)
     half = float(np.linalg.norm([side.high - side.value for side in sides if side.high is not None]))
     return Interval(images.value, max(images.value - half, least), min(images.value + half, 1.0))
 
