@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from gzcli.metrics.alarms import methods
+from gzcli.metrics.alarms.methods import LOCAL, METHODS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,9 @@ SCORES: dict[str, LikelihoodScore] = {
 
 def tails_of(name: str) -> int:
     """How many tails of a score count as unusual. A model's own scores have two, its local score has one."""
-    return SCORES[name].tails if name in SCORES else methods.tails_of(name) or 2
+    if name in SCORES:
+        return SCORES[name].tails
+    return 1 if name == LOCAL else METHODS[name].tails if name in METHODS else 2
 
 
 def read(names: Iterable[str], fact: Fact) -> bool:

@@ -21,6 +21,7 @@ from gzcli.metrics.alarms.defects import synthetic
 from gzcli.metrics.alarms.features import cell_of, features
 from gzcli.metrics.alarms.fitted import sides
 from gzcli.metrics.alarms.local import fit_local
+from gzcli.metrics.alarms.methods import METHODS
 
 RATES = 0.06  # largest false-alarm rate of a threshold that counts
 FEWEST = 12  # fewest good images for a choice; with fewer, the first settings are used
@@ -31,7 +32,6 @@ TELLING = 0.25  # share of the defects that the best settings must find; otherwi
 # groups of scales to choose from; the first is the default
 SCALES = ((1, 3, 5), (1,), (3, -9), (3,), (5,))
 SINGLE = tuple(dict.fromkeys(k for group in SCALES for k in group))
-SIZED = ("pca_local", "pca_patch", "knn_patch", "pca")  # methods that take images reduced by a factor
 Maps = Callable[[np.ndarray], np.ndarray]  # images → the maps [N, h, w] from which a local score is computed
 
 
@@ -77,7 +77,7 @@ def detection(good: np.ndarray, bad: np.ndarray, *, tails: int = 1) -> float:
 
 
 def defaults(name: str, factors: Sequence[int]) -> dict[str, Any]:
-    return {"factor": factors[0]} if name in SIZED else {}
+    return {"factor": factors[0]} if METHODS[name].reduces else {}
 
 
 def tried(

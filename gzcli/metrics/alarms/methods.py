@@ -18,6 +18,8 @@ class Method:
     # function that fits it, such as `pca.fit_pca`: images uint8 [N, C, H, W] and settings → `Fitted`
     function: str
     mapped: bool = False  # whether it maps where an image is unusual
+    local: bool = False  # whether its score measures the most unusual place, not the whole image
+    reduces: bool = False  # whether it reduces images by a setting `factor`
     fits: bool = True  # whether it depends on good images at all
     tails: int = 1  # 2 if low values are unusual too
 
@@ -32,22 +34,37 @@ DEFAULT = "combined"  # method of an alarm without a model, the baseline for tho
 LOCAL = "local"  # scores of a run that are the maximum of a map, like `local.Local`
 
 METHODS: dict[str, Method] = {
-    "combined": Method("the mean of the two highest of several scores", "combined.fit_combined", True),
-    "pca_local": Method("the residual of a PCA where it is most unusual", "pca.fit_pca_local", True),
+    "combined": Method(
+        "the mean of the two highest of several scores", "combined.fit_combined", mapped=True, local=True
+    ),
+    "pca_local": Method(
+        "the residual of a PCA where it is most unusual",
+        "pca.fit_pca_local",
+        reduces=True,
+        mapped=True,
+        local=True,
+    ),
     "pca_patch": Method(
-        "like `pca_local` around each place, relative to its covariance", "neighbourhoods.fit_pca_patch", True
+        "like `pca_local` around each place, relative to its covariance",
+        "neighbourhoods.fit_pca_patch",
+        reduces=True,
+        mapped=True,
+        local=True,
     ),
     "knn_patch": Method(
         "the distance of the patch that is farthest from patches of good images",
         "patches.fit_knn_patch",
-        True,
+        reduces=True,
+        mapped=True,
+        local=True,
     ),
     "patchcore": Method(
         "like `knn_patch`, with features of EfficientNet-Lite0 (`gzcli[features]`)",
         "patches.fit_patchcore",
-        True,
+        mapped=True,
+        local=True,
     ),
-    "pca": Method("the mean residual of a PCA", "pca.fit_pca", True),
+    "pca": Method("the mean residual of a PCA", "pca.fit_pca", mapped=True, reduces=True),
     "knn_pixels": Method("the distance to the fifth nearest good image, in pixels", "whole.fit_knn_pixels"),
     "png": Method("the size of the image as a PNG, in bytes", "whole.fit_png", fits=False, tails=2),
     "mean": Method("the mean of all pixels", "whole.fit_mean", fits=False, tails=2),
@@ -56,9 +73,4 @@ METHODS: dict[str, Method] = {
 
 def is_local(score: str) -> bool:
     """Whether a score measures the most unusual place of an image rather than the whole image."""
-    return score in (DEFAULT, "pca_local", "pca_patch", "knn_patch", "patchcore", LOCAL)
-
-
-def tails_of(score: str) -> int | None:
-    """How many tails of a method's score, or of `local`, count as unusual; None for any other score."""
-    return 1 if score == LOCAL else METHODS[score].tails if score in METHODS else None
+    return score == LOCAL or (score in METHODS and METHODS[score].local)
