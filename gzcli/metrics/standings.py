@@ -152,10 +152,8 @@ def second_order(excesses: Mapping[str, Mapping[str, Excess]], metric: str) -> d
 
 
 def _apart(place: str, place_b: str) -> bool:
-    (first, *_, last), (other_first, *_, other_last) = (
-        2 * list(map(int, text.split("–"))) for text in (place, place_b)
-    )
-    return last < other_first or other_last < first
+    a, b = ([int(rank) for rank in text.split("–")] for text in (place, place_b))
+    return a[-1] < b[0] or b[-1] < a[0]
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

@@ -50,13 +50,13 @@ def set_aside(n: int, name: str, needed: int = 0) -> int:
     return count if name in SEARCHES and count >= FEWEST and n - count >= needed else 0
 
 
-def choose(images: np.ndarray, name: str, *, seed: int = 0) -> Choice:
+def choose(images: np.ndarray, name: str) -> Choice:
     """The best settings of a method for good images uint8 [N, C, H, W]; the default ones if there are no
     images. No image is scored by a fit to itself."""
     factors = sides(images.shape[1:])
     if not len(images):
         return Choice(name, defaults(name, factors), None)
-    defects = [synthetic(images, each=EACH, seed=seed, plain=plain) for plain in (False, True)]
+    defects = [synthetic(images, each=EACH, plain=plain) for plain in (False, True)]
     bad, source = (np.concatenate([each[i] for each in defects]) for i in (0, 2))
     rows = list(tried(name, factors, images, bad, source))
     for half in np.split(np.arange(len(bad)), 2):

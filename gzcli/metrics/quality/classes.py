@@ -64,7 +64,7 @@ def sureness(logits: Array) -> Array:
 
 
 def total_variation(predicted: Array, labels: Array, classes: int) -> float:
-    """½ Σ |p − q| of the class frequencies of `seen` [N] and of `labels` [M]."""
+    """½ Σ |p − q| of the class frequencies of `predicted` [N] and of `labels` [M]."""
     import numpy as np
 
     p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (predicted, labels))

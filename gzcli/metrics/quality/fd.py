@@ -20,6 +20,7 @@ from gzcli.metrics.metric import Array, Column, Figures, Metric
 WIDE = 256  # from this number of features, an interval has fewer draws, because each takes about a second
 DRAWS, FEW_DRAWS = 50, 12  # splits of the images into halves, for the interval
 INFINITY_DRAWS = CLASS_DRAWS = 20
+POINTS = 15  # numbers of images from which `fd_inf` is extrapolated
 # A class has few images, so terms of two rows dominate its distance. Halves would be up to √3 times too wide.
 CLASS_FRACTION = 0.9
 
@@ -37,7 +38,7 @@ def pca_frechet(fake: Array, real: Array, *, dims: int = 64) -> float:
     return frechet_distance(fake @ axes, np.asarray(real, np.float64) @ axes)
 
 
-def frechet_infinity(fake: Array, real: Array, *, points: int = 15, seed: int = 0) -> float:
+def frechet_infinity(fake: Array, real: Array, *, seed: int = 0) -> float:
     """The Fréchet distance for infinitely many images: the intercept of a line fitted to the distances of n
     rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3). Subsets take the same fraction of both sides,
     because the bias of both decreases as 1/n. The paper uses all real images each time."""
@@ -48,7 +49,7 @@ def frechet_infinity(fake: Array, real: Array, *, points: int = 15, seed: int = 
         raise UsageError("an extrapolated Fréchet distance needs at least ten images in each set")
     # Below two rows a feature the distance does not fall as 1/n yet: half of the rows at most are left out.
     least = max(0.1, min(0.5, 2 * np.shape(real)[1] / n))
-    rng, shares = np.random.default_rng(seed), np.linspace(least, 1, points)
+    rng, shares = np.random.default_rng(seed), np.linspace(least, 1, POINTS)
     distances = [
         frechet_distance(*(f[rng.permutation(len(f))[: round(share * len(f))]] for f in (fake, real)))
         for share in shares

@@ -1,5 +1,5 @@
-"""`kid…`: the kernel distance KID (Bińkowski et al. 2018, arXiv:1801.01401): It is unbiased, and so valid for
-few images."""
+"""`kid…`: the kernel distance KID (Bińkowski et al. 2018, arXiv:1801.01401). It is unbiased, so it is valid
+for few images."""
 
 from __future__ import annotations
 

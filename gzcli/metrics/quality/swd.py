@@ -22,13 +22,13 @@ def compare(fake: Array, real: Array, intervals: bool) -> Figures:
     return {"swd": not_negative(moved(halves(fewer, fake, real, draws=DRAWS), value, 1 / 255))}
 
 
-def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512, seed: int = 0) -> float:
+def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512) -> float:
     """The square root of the mean W₂² of projections of rows [N, D] and [M, D], over random directions, in
     the unit of the rows. Images are flattened."""
     import numpy as np
 
     rows = paired(fake, real)
-    directions = np.random.default_rng(seed).normal(size=(rows[0].shape[1], projections))
+    directions = np.random.default_rng(0).normal(size=(rows[0].shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
     a, b = (np.sort(side @ directions.astype(side.dtype), axis=0).astype(np.float64) for side in rows)
     # W₂² is ∫ (F⁻¹ − G⁻¹)² over the steps that both quantile functions share, in units of 1 / (N M)
