@@ -16,6 +16,7 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.engine.trained import with_zero_inputs
 from gzcli.export.export import to_diffusers
 from gzcli.models.denoising import samplers
+from gzcli.models.denoising.applications import downscale
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import DiscreteVP, Level, shift_of
 from gzcli.models.diffusion.ddpm import DDPM, discretised_gaussian, strata
@@ -471,6 +472,8 @@ def test_larger_and_edited_images_and_ways_between_them():
     refused(
         "do not fit a whole number of times", model.upscale, torch.zeros(1, 1, 3, 3), noise=ImageNoise(0, [0])
     )
+    refused("images of 5×3 pixels .* into 12×8", downscale, torch.zeros(1, 1, 3, 5), 2, (8, 12))
+    refused("`factor` 3 does not divide images of 12×8", downscale, torch.zeros(1, 1, 8, 12), 3, (8, 12))
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(4).x * 0.5
     edit = lambda s: model.edit(x, noise=noise(4), strength=s, steps=10).images  # noqa: E731
     moved = [float((edit(s) - x).square().mean()) for s in (0.05, 0.4, 1.0)]

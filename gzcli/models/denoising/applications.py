@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Applied, Batch, Noise, Progress, no_progress
+from gzcli.core.units import by_sides
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
@@ -535,10 +536,8 @@ class Degradation:
             raise UsageError("`width` must be above 0, `share` in (0, 1], and `quality` in 1 … 95")
         at_least(2 if options.operator == "super" else 1, factor=options.factor)
         if options.operator == "super" and any(side % options.factor for side in shape[1:]):
-            size = f"{shape[2]}×{shape[1]}"
-            raise UsageError(
-                f"images of {size} cannot be reduced {options.factor} times", hint="choose another `--factor`"
-            )
+            message = f"images of {by_sides(reversed(shape[1:]))} cannot be reduced {options.factor} times"
+            raise UsageError(message, hint="choose another `--factor`")
 
     def __call__(self, x: Tensor, noise: Tensor, i: int) -> tuple[Any, Tensor, Tensor]:
         """For image i: the operator, the measurement, and an image of full size that shows the
@@ -598,19 +597,18 @@ def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, in
     reduced by `factor`. Raises UsageError for sizes that do not divide."""
     if x.shape[2:] == size:
         if any(side % factor for side in size):
-            raise UsageError(f"`factor` {factor} does not divide images of {size[0]}×{size[1]}")
+            raise UsageError(f"`factor` {factor} does not divide images of {by_sides(reversed(size))}")
         x = F.avg_pool2d(x, factor)
     ratio = size[0] // x.shape[2]
     if tuple(s * ratio for s in x.shape[2:]) != tuple(size):
-        raise UsageError(
-            f"images of {tuple(x.shape[2:])} pixels do not fit a whole number of times into {tuple(size)}"
-        )
+        small, whole = (by_sides(reversed(shape)) for shape in (x.shape[2:], size))
+        raise UsageError(f"images of {small} pixels do not fit a whole number of times into {whole}")
     return x, ratio
 
 
 def interpolate_images(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
-    """Interpolations from image 0 to 1, 2 to 3, … of z, including both ends. They use `slerp`, which keeps
-    the norm of noise."""
+    """Interpolations from image 0 to 1, 2 to 3, … of z, including both ends. For noise, `mix` is `slerp`,
+    which keeps its norm."""
     return mix_codes(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
 
 
