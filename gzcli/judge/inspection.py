@@ -238,10 +238,10 @@ def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[d
     rows: list[dict[str, Any]] = []
     for kind in dict.fromkeys(defects.kinds):
         of = kinds == kind
-        figures, n = detection(good.score, bad.score[of]), int(of.sum())
+        detected, n = detection(good.score, bad.score[of]), int(of.sum())
         share = float(flagged[of].mean())
         ends = [float(end) for end in wilson(share, n)]
-        row = {"defect": kind, "n": n, "auroc": figures["auroc"], "ci": figures["ci"]["auroc"]}
+        row = {"defect": kind, "n": n, "auroc": detected["auroc"], "ci": detected["ci"]["auroc"]}
         row |= {"detected": share, "detected_n": int(flagged[of].sum()), "detected_ci": ends}
         rows.append(row | dict.fromkeys(PIXELS) | pixels(good, bad, defects, of.nonzero()[0]))
     mean: dict[str, Any] = {"defect": MEAN, "n": len(kinds), "ci": None, "detected_ci": None}

@@ -11,9 +11,9 @@ import numpy as np
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Say
-from gzcli.core.units import as_size, counted, percent
+from gzcli.core.units import Size, as_size, counted, percent
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
-from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.pack import SPLITS, Pack
 from gzcli.data.readers.folder import open_path
 from gzcli.data.sets.registry import DataSet, OwnSet, locate
 from gzcli.judge.images import Pick
@@ -27,7 +27,6 @@ from gzcli.metrics.interval import subset
 from gzcli.store.jobs import AlarmJob, ScoreJob
 
 LARGEST = 128  # length in pixels to which the longer side of larger images is reduced
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def is_good_test(data: DataSet, verb: str) -> bool:
     return not isinstance(data, OwnSet) or not open_path(data.path, data.form).counts.get("test")
 
 
-def reduced_size(data: DataSet) -> Any:
+def reduced_size(data: DataSet) -> Size | None:
     """The size to which methods reduce larger images; None for no change."""
     facts = facts_of(data)
     if facts is None or max(facts.height, facts.width) <= LARGEST:
