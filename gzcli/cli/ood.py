@@ -23,7 +23,7 @@ from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import percent
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.data.sets.registry import OwnSet, data_key, is_set, local, locate, slug
-from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS
+from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS, reduced_size
 from gzcli.store import claims
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -160,23 +160,21 @@ def ood(
             name = f"ood-{slug(inside.key)}"
             return jobs.submit("ood", name, seed, how["launch"], slurm, dry_run=dry_run)
         of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
+        if out_:
+            outs = tuple(locate(name).reference for name in split_sets(out_))
+            label, job = label_of(outs), OodJob("", inside.reference, outs, n=n, full=full, **how)
+        else:
+            kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(input_ or ""))
+            label, at = slug(path.stem), str(path) if inspected or input_ else ""
+            job = kind("", inside.reference, at, rate(fpr), **how, **of_alarm)
         if dry_run:
-            against = split_sets(out_) if out_ else None
-            at = str(inspected.path) if inspected else ""
-            return show_dry_method(method, inside, n, outs=against, input_=input_, inspected=at)
+            return show_dry_method(job)
         if export:
             exported = write_alarm(inside.reference, local(export), how | of_alarm)
             if not input_:
                 return out.data(exported)
         words = f"{model or ''} --in {quoted(in_)}".strip()
-        if out_:
-            outs = tuple(locate(name).reference for name in split_sets(out_))
-            folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{label_of(outs)}")
-            job = OodJob("", inside.reference, outs, n=n, full=full, **how)
-        else:
-            kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(input_ or ""))
-            folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{slug(path.stem)}")
-            job = kind("", inside.reference, str(path), rate(fpr), **how, **of_alarm)
+        folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{label}")
         result = jobs.do_job(folder, job)
         return finish(result, folder, words, METHODS[result["method"]].mapped, report, fail)
     assert model
@@ -463,28 +461,34 @@ def show_dry_alarm(run: Run, job: AlarmJob) -> None:
     total, compared, fitted = scoring.held_out(job, needed)
     by, cost = cost_of(run, job, fitted)
     enough = total if job.n is None else min(job.n, total or job.n)
-    if enough is not None and enough < needed:
-        wanted = f"a false-alarm rate of {percent(job.fpr)}"
-        out.warn(f"{wanted} needs {needed:,} held-out images, but there are only {enough:,}")
+    warn_if_few(job.fpr, needed, enough, "held-out")
     choosing = mapped(fitted) if is_chosen and fitted >= FEWEST else 0
     show_dry(job.ins, [job.input], by, scoring.of_alarm(job, cost, compared, choosing))
 
 
-def show_dry_method(
-    method: str,
-    home: DataSet,
-    n: int | None,
-    *,
-    outs: Sequence[str] | None,
-    input_: str | None,
-    inspected: str,
-) -> None:
-    """Prints what a method without training is fitted to and what it checks, and the time. Without `outs` and
-    `input_`, it checks the test images of the inspection set at the path `inspected`."""
+def show_dry_method(job: OodJob | AlarmJob) -> None:
+    """Prints what a method without training is fitted to and what it checks, and the time. Warns if the good
+    images are too few for the rate."""
+    from gzcli.data.packs.open import counts_of, facts_of
     from gzcli.launch import scoring
+    from gzcli.metrics.conformal import fewest
+    from gzcli.store.jobs import OodJob
 
-    forecast = scoring.of_method(method, home, n, outs=outs, input_=input_, path=inspected)
-    show_dry(home.reference, outs or [input_ or home.reference], method, forecast)
+    forecast = scoring.of_method(job, job.size or reduced_size(facts_of(locate(job.ins))))
+    if isinstance(job, OodJob):
+        return show_dry(job.ins, job.outs, job.method or "", forecast)
+    good, kind = scoring.good_images(job), "good"
+    if job.calibrate:
+        good, kind = counts_of(locate(job.calibrate), foreign=True), "further good"
+    warn_if_few(job.fpr, fewest(job.fpr), sum(good.values()) if good else None, kind)
+    show_dry(job.ins, [job.input or job.ins], job.method or "", forecast)
+
+
+def warn_if_few(fpr: float, needed: int, n: int | None, kind: str) -> None:
+    """Warns if n images of this kind are fewer than the rate needs."""
+    if n is not None and n < needed:
+        rate = f"a false-alarm rate of {percent(fpr)}"
+        out.warn(f"{rate} needs {needed:,} {kind} images, but there are only {n:,}")
 
 
 def cost_of(run: Run, job: OodJob | AlarmJob, fitted: int) -> tuple[str, Cost]:
@@ -514,6 +518,8 @@ def show_dry(ins: str, against: Sequence[str], by: str, scoring: Scoring) -> Non
         ("time", scoring.time),
     ):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
+    for note in scoring.notes:
+        out.info(note)
     out.data({"in": ins, "against": list(against), "by": by, **scoring.facts})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Say
-from gzcli.core.units import Size, as_size, counted, percent
+from gzcli.core.units import as_size, counted, percent
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
 from gzcli.data.packs.pack import SPLITS, Pack
 from gzcli.data.readers.folder import open_path
@@ -21,12 +21,10 @@ from gzcli.metrics import conformal
 from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate
 from gzcli.metrics.alarms.choice import Choice, choose, detection, set_aside
 from gzcli.metrics.alarms.fitted import Fitted
-from gzcli.metrics.alarms.methods import DEFAULT, METHODS
+from gzcli.metrics.alarms.methods import DEFAULT, METHODS, reduced_size
 from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.interval import subset
 from gzcli.store.jobs import AlarmJob, ScoreJob
-
-LARGEST = 128  # length in pixels to which the longer side of larger images is reduced
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def open_good(job: AlarmJob, say: Say) -> Good:
 def open_home(job: ScoreJob, say: Say) -> tuple[Pack, PackOptions]:
     """The in-distribution set at the image size of the method, and the options of packs of the same form."""
     data = locate(job.ins)
-    form = PackOptions(size=job.size or reduced_size(data), channels=None, fit="crop", patch=None)
+    form = PackOptions(size=job.size or reduced_size(facts_of(data)), channels=None, fit="crop", patch=None)
     pack = open_pack(data, **form, say=say)
     channels, height, width = pack.meta.shape
     return pack, PackOptions(size=as_size(height, width), channels=channels, fit="crop", patch=None)
@@ -89,15 +87,6 @@ def is_good_test(data: DataSet, verb: str) -> bool:
     if verb == "inspect":
         return False
     return not isinstance(data, OwnSet) or not open_path(data.path, data.form).counts.get("test")
-
-
-def reduced_size(data: DataSet) -> Size | None:
-    """The size to which methods reduce larger images; None for no change."""
-    facts = facts_of(data)
-    if facts is None or max(facts.height, facts.width) <= LARGEST:
-        return None
-    scale = LARGEST / max(facts.height, facts.width)
-    return as_size(max(8, round(facts.height * scale)), max(8, round(facts.width * scale)))
 
 
 def check_enough(good: Good, job: AlarmJob) -> None:

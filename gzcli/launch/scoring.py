@@ -10,10 +10,9 @@ from typing import Any
 
 from gzcli.core.sections import part_of
 from gzcli.core.types import Say
-from gzcli.core.units import MOST, about, affordable, counted, short
-from gzcli.data.packs.open import counts_of
-from gzcli.data.readers.inspection import open_inspection
-from gzcli.data.sets.registry import DataSet, Form, OwnSet, local, locate
+from gzcli.core.units import MOST, Size, about, affordable, as_size, counted, short
+from gzcli.data.packs.open import counts_of, crops_of, facts_of
+from gzcli.data.sets.registry import DataSet, Form, OwnSet, locate
 from gzcli.launch import forecast, launcher
 from gzcli.store.jobs import AlarmJob, OodJob
 from gzcli.store.run_folder import Run
@@ -24,11 +23,12 @@ MOST_FITTED = 2000  # most images to which a method is fitted
 
 @dataclass(frozen=True)
 class Scoring:
-    """A forecast: the number of images and the time in words, and both as JSON."""
+    """A forecast: the number of images and the time in words, both as JSON, and notes on the images."""
 
     images: str
     time: str
     facts: dict[str, Any]
+    notes: Sequence[str] = ()
 
 
 # ---------------------------------------------------------------------------- the scores of a run
@@ -116,7 +116,7 @@ def of_sets(job: OodJob, cost: Cost) -> Scoring:
 
 def of_alarm(job: AlarmJob, cost: Cost, held_out: int | None, choosing: int) -> Scoring:
     """The forecast of an alarm, which scores every image of its input and compares it with held-out ones."""
-    n, checked = cost.limit(2), (inspected if job.verb == "inspect" else inputs)(job.input)
+    n, checked = cost.limit(2), checked_images(job)
     compared = at_most(n, held_out)
     images = f"{in_words(checked)}, compared with {in_words(compared)} held-out images"
     return cost.of_images([compared, checked], n, images, choosing=choosing, most="up to about")
@@ -125,25 +125,35 @@ def of_alarm(job: AlarmJob, cost: Cost, held_out: int | None, choosing: int) -> 
 # ---------------------------------------------------------------------------- a method without training
 
 
-def of_method(
-    method: str, home: DataSet, n: int | None, *, outs: Sequence[str] | None, input_: str | None, path: str
-) -> Scoring:
-    """The forecast of a method that is fitted to good images. It judges the sets `outs`, at most n images of
-    each, or the images of `input_`, or the test images of the inspection set at `path`."""
-    good, official = counts_of(home) or {}, official_test(home)
-    if outs:
-        fitted = good.get("train")
-        tests = [good, *(counts_of(locate(name), foreign=True) or {} for name in outs)]
-        checked = forecast.together([min(one["test"], n or MOST) if one else None for one in tests])
-        images = f"{n:,} per data set" if n else "all"
+def of_method(job: OodJob | AlarmJob, size: Size | None) -> Scoring:
+    """The forecast of a method that is fitted to good images, all of them resized to a size if it is not
+    None. Raises UsageError for images that need one."""
+    home, good = locate(job.ins), good_images(job)
+    if isinstance(job, OodJob):
+        sets = [locate(name) for name in job.outs]
+        fitted = min(good["train"], MOST_FITTED) if good else None
+        tests = [good, *(counts_of(one, foreign=True) for one in sets)]
+        checked = forecast.together([min(one["test"], job.n or MOST) if one else None for one in tests])
+        images = f"{job.n:,} per data set" if job.n else "all"
     else:
-        fitted = sum(good.values()) - (official or 0) if good else None
-        checked = inputs(input_) if input_ else inspected(path)
-        images = f"{in_words(checked)}, compared with {in_words(fitted)} good images"
-    of_all = forecast.together([fitted and min(fitted, MOST_FITTED if outs else MOST), checked])
-    seconds = of_all and forecast.STARTING_UP + forecast.checking(int(of_all), method)
+        sets, checked = [judged(job)] if job.input else [], checked_images(job)
+        total = sum(good.values()) if good else None
+        fitted = total and min(total, MOST)
+        images = f"{in_words(checked)}, compared with {in_words(total)} good images"
+    of_all = forecast.together([fitted, checked])
+    seconds = of_all and forecast.STARTING_UP + forecast.checking(int(of_all), job.method or "")
     time = f"about {about(seconds)}" if seconds else "unknown"
-    return Scoring(images, time, {"n": n, "seconds": seconds, "calls": None})
+    notes = crops(home, sets, size)
+    return Scoring(images, time, {"n": job.n, "seconds": seconds, "calls": None}, notes)
+
+
+def crops(home: DataSet, sets: Sequence[DataSet], size: Size | None) -> list[str]:
+    """The notes on the images of each set that are cropped to the size of the good ones."""
+    facts, notes = facts_of(home), [(home, note) for note in crops_of(home, size)]
+    if facts:
+        size = size or as_size(facts.height, facts.width)
+        notes += [(one, note) for one in sets for note in crops_of(one, size, foreign=True)]
+    return [f"`{one.shown}`: {note}" for one, note in notes]
 
 
 # -------------------------------------------------------------------------- numbers of images; None: unknown
@@ -167,17 +177,30 @@ def official_test(data: DataSet) -> int | None:
     return open_path(data.path, data.form).counts.get("test")
 
 
-def inspected(path: str) -> int | None:
-    """The number of test images of an inspection set: defective ones, and good ones."""
-    layout, good = open_inspection(Path(path)), official_test(OwnSet(Path(path)))
-    return len(layout.kinds) + (good or 0) if layout else None
+def good_images(job: OodJob | AlarmJob) -> dict[str, int] | None:
+    """The good images of each split to which a method is fitted, or against which sets are compared."""
+    home = locate(job.ins)
+    counts = counts_of(home)
+    if counts and isinstance(job, AlarmJob):
+        return counts | ({"test": 0} if job.verb == "inspect" or official_test(home) else {})
+    return counts
 
 
-def inputs(path: str) -> int | None:
-    """The number of images to check one by one."""
-    form = Form(skip_bad=True, layout="flat")
-    counts = counts_of(OwnSet(local(path), form=form), foreign=True)
-    return counts["test"] if counts else None
+def judged(job: AlarmJob) -> OwnSet:
+    """The images that an alarm checks one by one, or those of an inspection set that have defects."""
+    from gzcli.data.readers.folder import DEFECTS
+
+    layout = DEFECTS if job.verb == "inspect" else "flat"
+    return OwnSet(Path(job.input), form=Form(skip_bad=True, layout=layout))
+
+
+def checked_images(job: AlarmJob) -> int | None:
+    """The number of images that an alarm checks; of an inspection set also the good test images."""
+    if not job.input:
+        return None
+    counts = counts_of(judged(job), foreign=True)
+    good = official_test(OwnSet(Path(job.input))) if job.verb == "inspect" else 0
+    return counts["test"] + (good or 0) if counts else None
 
 
 def fitted_for_sets(job: OodJob) -> int:

@@ -158,6 +158,34 @@ def test_a_dry_run_of_an_alarm_counts_its_images(call, home, tmp_path, monkeypat
     assert "\ntime     about 58 seconds\n" in call(*words)[1]
 
 
+def test_a_dry_run_of_a_method_says_what_becomes_of_images(call, home, tmp_path):
+    """Images of mixed sizes are refused, images of another shape are cropped, and few are too few."""
+
+    def folder(name, sizes):
+        (tmp_path / name).mkdir()
+        for i, size in enumerate(sizes):
+            Image.new("L", size, 20 * i).save(tmp_path / name / f"{i}.png")
+        return str(tmp_path / name)
+
+    alike, wide = folder("alike", [(28, 28)] * 12), folder("wide", [(40, 28), (28, 28), (56, 56)])
+    for sets in (("--input", alike), ("--out", alike)):
+        code, _, stderr = call("ood", "pca", "--in", wide, *sets, "--dry-run")
+        assert code == 2 and "have mixed sizes: `1.png` is 28×28, but others are 40×28" in stderr
+        assert "hint: use `--set data.size=16` to crop" in stderr
+        code, _, stderr = call("ood", "pca", "--in", wide, *sets, "--set", "data.size=28", "--dry-run")
+        assert code == 0 and "`: 1 image cropped to 28×28, which cuts away 30 %" in " ".join(stderr.split())
+    for sets in (("--input", wide), ("--out", wide)):
+        code, _, stderr = call("ood", "pca", "--in", alike, *sets, "--dry-run")
+        assert code == 0 and "/wide`: 1 image cropped to 28×28" in " ".join(stderr.split())
+    code, stdout, stderr = call(
+        "ood", "--in", alike, "--input", f"{alike}/0.png", "--fpr", "10%", "--dry-run"
+    )
+    assert code == 0 and "\nimages   1, compared with 12 good images\n" in stdout and "cropped" not in stderr
+    assert "warning" not in stderr
+    few = "warning: a false-alarm rate of 1 % needs 99 good images, but there are only 12"
+    assert few in call("ood", "--in", alike, "--input", alike, "--dry-run")[2]
+
+
 @pytest.mark.parametrize(
     ("n", "fpr", "compared", "fitted", "maps"),
     [(40, "50%", 6, 2, 2), (40, "12.5%", 8, 32, 132), (300, "5%", 45, 15, 115)],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.types import Report, Say
+from gzcli.core.types import Report, Say, silent
 from gzcli.core.units import as_size, counted, sides
 from gzcli.data.packs.pack import SPLITS, PackFolder
 from gzcli.data.packs.stream import mapped, write_index
@@ -98,6 +98,24 @@ def build(
         "sha256": {name: checksum(folder / name) for name in names},
     }
     write_json(files.meta_file, meta)
+
+
+def crops(images: RawImages, form: Form) -> list[str]:
+    """The notes of `build` on the images that it crops, from their headers. Raises UsageError as `build` does
+    for images that need a size."""
+    if form.foreign:
+        images = _of_plan(images, foreign_plan(images.counts))
+    native, notes = _native(images, form, silent), list[str]()
+    (_, height, width), _ = _target(images, native, form, mixed=False)
+    for _, _, data, name in images.blocks():
+        try:
+            w, h = pictures.sides_of(data) if isinstance(data, bytes) else data.shape[:1:-1]
+        except Exception:  # as in `decode`; `build` names every one of them
+            continue
+        if form.size is None and (w, h) != (width, height):
+            raise _mixed(images.title, name, (w, h), (width, height), _crop_hint(native))
+        notes += (1 if isinstance(data, bytes) else len(data)) * pictures.cropping((h, w), (height, width))
+    return pictures.notes_in_words(notes)
 
 
 def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[RawImages, Values | None]:
@@ -321,6 +339,13 @@ def _times(values: Values) -> int:
     return 1 + 4 * values.channels // len(values.bands)
 
 
+def _mixed(title: str, name: str, sides: tuple[int, int], others: tuple[int, int], hint: str) -> UsageError:
+    """The error for an image of other sides (width, height) than the others."""
+    (w, h), (w0, h0) = sides, others
+    message = f"the images of `{title}` have mixed sizes: `{name}` is {w}×{h}, but others are {w0}×{h0}"
+    return UsageError(message, hint=hint)
+
+
 def _crop_hint(native: Shape) -> str:
     """Proposes a usual size that is not larger than these images."""
     size = next((s for s in (64, 32) if s <= min(native[1:])), 16)
@@ -376,8 +401,7 @@ class Fit:
         if self.decoding.bucketed:
             return Fitted(split, start, name, self._rows(image[None]), resized, (w, h))
         if image.shape != self.shape:
-            message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
-            raise UsageError(f"{message}, but others are {w0}×{h0}", hint=self.hint)
+            raise _mixed(self.title, name, (w, h), (w0, h0), self.hint)
         before = pictures.sides_of(data) if self.with_sides else (0, 0)
         return Fitted(split, start, name, image[None], resized, before, tuple(messages))
 

@@ -236,8 +236,20 @@ def counts_of(data: DataSet, *, foreign: bool = False) -> dict[str, int] | None:
     if isinstance(data, DataSpec):
         title, counts = data.title, {"train": data.n_train, "val": data.n_val, "test": data.n_test}
     else:
-        title, counts = (images := read(data, data.form)).title, images.counts
+        images = read(data, replace(data.form, foreign=foreign))
+        title, counts = images.title, images.counts
     return rows_of(foreign_plan(counts) if foreign else split_plan(title, counts))
+
+
+def crops_of(data: DataSet, size: Size | None, *, foreign: bool = False) -> list[str]:
+    """The notes of `open_pack` on the user's images that it crops to a size; nothing is packed. Raises
+    UsageError for images that need a size."""
+    if not isinstance(data, OwnSet) or not data.path.exists():
+        return []
+    from gzcli.data.packs.build import crops
+
+    form = replace(data.form.with_options(size, None, "crop", None), foreign=foreign)
+    return crops(read(data, form), form)
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gzcli.core.units import Size, as_size
+
 if TYPE_CHECKING:
+    from gzcli.data.packs.facts import Facts
     from gzcli.metrics.alarms.fitted import Fitted
+
+LARGEST = 128  # length in pixels to which the longer side of larger images is reduced
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,14 @@ METHODS: dict[str, Method] = {
     "png": Method("the size of the image as a PNG, in bytes", "whole.fit_png", fits=False, tails=2),
     "mean": Method("the mean of all pixels", "whole.fit_mean", fits=False, tails=2),
 }
+
+
+def reduced_size(facts: Facts | None) -> Size | None:
+    """The size to which methods reduce larger images; None for no change."""
+    if facts is None or max(facts.height, facts.width) <= LARGEST:
+        return None
+    scale = LARGEST / max(facts.height, facts.width)
+    return as_size(max(8, round(facts.height * scale)), max(8, round(facts.width * scale)))
 
 
 def is_local(score: str) -> bool:
