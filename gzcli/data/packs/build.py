@@ -245,13 +245,13 @@ def covering(target: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     lacking = sum(counts(code) == 0 for code in drawn)
     for label in np.flatnonzero(counts(0) < TRAINED + lacking):
-        for image in np.flatnonzero((labels == label) & (target > 0)):
+        for image in np.flatnonzero((labels == label) & (target > 0)).tolist():
             join(image, 0)
     for code in drawn:
         for label in np.setdiff1d(labels, labels[target == code]):
             spare = np.flatnonzero((labels == label) & (target == 0))
             if len(spare) > TRAINED:
-                join(spare[0], code)
+                join(int(spare[0]), code)
     return target
 
 
