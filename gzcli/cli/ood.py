@@ -142,7 +142,9 @@ def ood(
     typed = " ".join(filter(None, [model, f"--in {quoted(in_)}" if in_ else None]))
     with jobs.misspellings(unknown, ctx):
         check_options(typed, input_, of_pictures, of_sets, alone=bool(inspected or export))
-    method = method_of(model, in_, of_sets)
+    of_model = {"--score": score, "--background": background, "--seeds": seeds, "--precision": precision}
+    of_model |= {"--checkpoint": checkpoint != "last", "--pretrained": pretrained, "--processes": processes}
+    method = method_of(model, in_, of_sets, of_model)
     if export and not method:
         hint = f"gz runs export {quoted(model or 'RUN')} --to alarm"
         raise UsageError("`--export` needs a method that requires no training", hint=hint)
@@ -281,9 +283,12 @@ def check_options(
         raise UsageError(message, hint=of_images)
 
 
-def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) -> str | None:
+def method_of(
+    model: str | None, in_: str | None, of_sets: Mapping[str, Any], of_model: Mapping[str, Any]
+) -> str | None:
     """The method without training that a command names. It is `DEFAULT` if the command names nothing, and
-    None if it names a model or a run. Raises UsageError if a method lacks its images."""
+    None if it names a model or a run. Raises UsageError if a method lacks its images, or gets an option of
+    models."""
     method = DEFAULT if model is None else matching(model, tuple(METHODS))
     if method is None:
         return None
@@ -294,6 +299,11 @@ def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) ->
         raise UsageError(message, hint=" ".join(words))
     if not in_:
         raise UsageError("a method that requires no training needs good images: `--in`", hint=hint)
+    if strange := next((name for name, value in of_model.items() if value), None):
+        message = f"`{strange}` needs a model or a run, but `{method}` is a method that requires no training"
+        raise UsageError(
+            message, hint=f"omit `{strange}`, or name a model: `gz ood MODEL --in {quoted(in_)}`"
+        )
     return method
 
 

@@ -342,6 +342,10 @@ def test_mistakes_of_ood_are_told(order, call, monkeypatch):
     for words, code, message in MISTAKES:
         status, _, err = call("ood", "mine", *words.split())
         assert status == code and message in err, words
+    of_model = "--score recon", "--background mine", "--seeds 2", "--checkpoint best", "--precision bf16"
+    for words in (*of_model, "--processes 2", "--pretrained"):
+        status, _, err = call("ood", "--in", ".", "--input", ".", *words.split(), "--dry-run")
+        assert status == 2 and f"`{words.split()[0]}` needs a model or a run" in err
     card = replace(catalog.card("vae"), maps=())
     monkeypatch.setattr(catalog, "card_of", lambda *args: card)
     code, _, err = call("ood", "mine", "--input", ".", "--map")
