@@ -163,15 +163,25 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
         text += f"; {n:,} of them are compared"
     elif total < n:
         text += f"; fewer than the {n:,} of `-n`, so its floor is for {total:,} samples"
-    labels = images_pack.labels("test")
-    if labels is not None and (
-        pack.meta.multilabel or labels.ndim > 1 or labels.max() >= len(pack.meta.classes)
-    ):
-        labels = None  # classes of another set
+    labels = labels_in(pack, images_pack)
+    if pack.meta.classes and images_pack.meta.classes and labels is None:
+        text += f"; their labels are not used, because the classes are not those of `{pack.meta.name}`"
     images = ImageSet(images_pack.images("test"), labels).first(n)
     images = ImageSet(images.images[:], images.labels)
     notes = [f"`{source.shown}`: {note}" for note in (text, *images_pack.meta.notes)]
     return Contestant(Path(source.reference).name, images, source.reference, notes=notes)
+
+
+def labels_in(pack: Pack, images: Pack) -> np.ndarray | None:
+    """The labels of images as class numbers of a set, [N]. Their classes are names of the set's classes, or
+    all numbers of them. None without labels, or for other classes."""
+    labels, numbers = images.labels("test"), tuple(map(str, range(len(pack.meta.classes))))
+    if labels is None or labels.ndim > 1 or pack.meta.multilabel:
+        return None
+    for classes in (pack.meta.classes, numbers):
+        if set(images.meta.classes) <= set(classes):
+            return np.array([classes.index(name) for name in images.meta.classes])[labels]
+    return None
 
 
 def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:

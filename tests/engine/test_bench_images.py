@@ -20,7 +20,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
 from gzcli.judge.bench import json_figures
-from gzcli.judge.contestants import Contestant, PackOptions, read, tell_apart
+from gzcli.judge.contestants import Contestant, PackOptions, labels_in, read, tell_apart
 from gzcli.judge.real import ImageSet
 from gzcli.launch.contestants import find_contestants, images_at
 from gzcli.metrics.features import lenet
@@ -89,6 +89,19 @@ def test_a_folder_and_a_zip_of_equal_pictures_are_equal_and_beside_runs(paths, t
     assert folder["metrics"]["fd"] < plain["metrics"]["fd"]
     assert folder["intervals"]["fd"][1] < plain["intervals"]["fd"][0], "the intervals are apart"
     assert any("260 grey images" in note and "60 of them" in note for note in result["notes"])
+
+
+def test_labels_of_images_are_numbers_of_the_same_classes(digits, tmp_path):
+    def labelled(*classes):
+        path, n = tmp_path / f"{'-'.join(classes)}.npz", len(classes)
+        np.savez(path, images=np.zeros((n, 16, 16), np.uint8), labels=np.arange(n), class_names=classes)
+        return open_pack(path, foreign=True)
+
+    fruit = labelled("apple", "fig", "pear")
+    assert labels_in(digits, labelled("7", "3")).tolist() == [7, 3]
+    assert labels_in(digits, fruit) is None, "other classes"
+    assert labels_in(fruit, labelled("pear", "apple")).tolist() == [2, 0]
+    assert labels_in(fruit, labelled("0", "1", "2")).tolist() == [0, 1, 2], "numbers, without names"
 
 
 def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
