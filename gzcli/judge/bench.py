@@ -264,8 +264,8 @@ class Judge:
                 figures |= metric.compare(fake, real.features(space), intervals)
             elif metric.within and not (net := self.judges[metric.features]).rotations:
                 sides = fake, real.features(space)
-                one, labels_b = (net.logits_of(side).argmax(1) for side in sides)
-                figures |= metric.within(*sides, one, labels_b, intervals)
+                of_fake, of_real = (net.logits_of(side).argmax(1) for side in sides)
+                figures |= metric.within(*sides, of_fake, of_real, intervals)
         figures = {self._named(name): value for name, value in figures.items()}
         return figures | self._of_images(images, "draws", chosen=chosen)
 

@@ -101,7 +101,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
 def patient_draw(
     trained: Trained, job: BenchJob, labels: Tensor | None, progress: Progress, notes: list[str]
 ) -> tuple[np.ndarray, float]:
-    """`job.n` samples, or only `FEW` if `job.patience` demands it, and the seconds that they took."""
+    """`job.n` samples, or only `job.few` if `job.patience` demands it, and the seconds that they took."""
     n, few = job.n, job.n if job.patience is None else min(job.few, job.n)
     since = clock(trained.device, "cpu")
     images, seconds = timed_draw(trained, few, job.seed, labels, progress, notes)

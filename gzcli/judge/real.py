@@ -18,7 +18,7 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.types import ImageNoise, Say, silent
 from gzcli.data.packs.batches import BINARY_SEED, quantise, to_uint8
-from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.pack import SPLITS, Pack
 from gzcli.engine.trained import Trained
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.interval import subset
@@ -170,7 +170,7 @@ class RealImages:
         meta = self.pack.meta
         levels = None if levels == meta.levels else levels
         if (split, levels) not in self._sets:
-            names = ("train", "val", "test") if split == "all" else (split,)
+            names = SPLITS if split == "all" else (split,)
             parts = [name for name in names if meta.counts[name]]
             images = [self.pack.images(part) for part in parts]
             labels = [y for part in parts if (y := self.pack.labels(part)) is not None]
