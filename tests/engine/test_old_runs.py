@@ -129,7 +129,8 @@ def test_they_are_resumed(name, commit, expected, monkeypatch):
         now = load_file(part.path / "model.safetensors")
         assert now.keys() == weights.keys()
         for key, value in weights.items():
-            # the gradient of a bias before a norm is rounding alone, which Adam turns into whole steps
-            atol = 5e-3 if key.endswith(".bias") and not same_machine(expected) else 1e-3
+            # The gradient of a bias before a norm is rounding alone, which Adam turns into whole steps.
+            # CPUs of one capability round differently.
+            atol = 5e-3 if key.endswith(".bias") else 1e-3
             torch.testing.assert_close(now[key], value, rtol=1e-2, atol=atol)
         assert figures(part) == [pytest.approx(line, rel=1e-4) for line in before]
