@@ -15,7 +15,7 @@ from gzcli.cli import out
 from gzcli.cli.options import a_model, argument, choose, option
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.units import sides, size
-from gzcli.store.paths import recipe_names, spelling, trained_in
+from gzcli.store.paths import about_of, recipe_names, spelling, trained_in
 
 if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
@@ -145,13 +145,13 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
 
 def _about(name: str, card: ModelCard, *, staged: bool) -> str:
     """A model in one line, from its recipe if it has one, otherwise from its class."""
-    from gzcli.docs.page import in_a_line, written
+    from gzcli.docs.text import written
     from gzcli.models.catalog import first_words
 
     if staged:
         words, (recipe, _) = written(name), trained_in(name) or ("another", "")
         return f"A stage of {recipe}: {words.title if words else first_words(card)}"
-    return in_a_line(name)
+    return about_of(name) or first_words(card)
 
 
 def list_recipes(*, wide: bool = False) -> None:

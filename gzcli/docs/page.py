@@ -1,7 +1,6 @@
 """The manual as Markdown, for the site and for terminals. It consists of a page for each model, the other
 pages in order, and the help of every command. A model's page combines its file, its recipe, measured metrics
-and a hand-written text. The text is `models/NAME.md`: a title, a paragraph, the key equation in TeX and as a
-terminal shows it, a line that names the equation, and two lists, limits and code by others.
+and a hand-written text.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from gzcli.core.errors import canonical
 from gzcli.core.measured import Curve
 from gzcli.core.sections import Part, lists
 from gzcli.core.units import about, count, duration, figure
+from gzcli.docs.text import ROOT, Written, written
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard, Param
-from gzcli.recipe.files import RecipeFile, find, read_chain, recipes
+from gzcli.recipe.files import RecipeFile, find, read_chain
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.schema import parse, score_names, words
 from gzcli.recipe.yaml import flow, load
 from gzcli.store import model_files
-from gzcli.store.paths import recipe_names, spelling, trained_in
+from gzcli.store.paths import about_of, recipe_names, spelling, trained_in
 from gzcli.store.pretrained import Pretrained, every
 
-ROOT = Path(__file__).parent
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
 GUIDES = (
     *("use", "data", "scale", "gpus", "ood", "bench", "sweep", "recipes"),
@@ -41,10 +40,6 @@ POINTS = 6  # of a curve
 
 TARGETS = {"eps": "ε", "x0": "x₀", "v": "(α ε − σ x₀)/√(α² + σ²)", "velocity": "(α′ x₀ + σ′ ε)"}
 
-_FORM = re.compile(  # the fields of `Written` in their order
-    r"# (.+?)\n\n(.+?)\n\n\$\$(.+?)\$\$\n\n```\n(.+?)\n```\n\n(.+?)\n\n## Limits\n\n(.+?)\n\n## Code\n\n(.+)",
-    re.DOTALL,
-)
 _REMARK = re.compile(r"\s{2,}\((.+)\)$")  # remark in brackets after a command in the head of a recipe
 _EXCESS = (
     "In parentheses: how much worse the value is than that of real images (the excess), ± half of the 95 % "
@@ -52,19 +47,6 @@ _EXCESS = (
 )
 _LIKELIHOOD = {"exact": "exact", "bound": "a lower bound"}
 _LIKELIHOOD |= {"ode": "by solving an ODE, with an estimated divergence"}
-
-
-@dataclass(frozen=True)
-class Written:
-    """The hand-written text on a model."""
-
-    title: str
-    text: str  # the idea of the model, a paragraph of Markdown
-    tex: str  # the key equation in TeX
-    equation: str  # the same in Unicode, in one line or more
-    source: str  # its source, and the meaning of its symbols
-    limits: tuple[str, ...]  # its limits, a sentence or two each
-    code: tuple[tuple[str, str], ...]  # (owner/name on GitHub, description) of code by others
 
 
 @dataclass(frozen=True)
@@ -447,28 +429,6 @@ def _groups(
     return tuple(groups)
 
 
-def written(name: str) -> Written | None:
-    """The hand-written text on a model, by the name that a user types; None if there is none."""
-    path = ROOT / "models" / f"{name}.md"
-    if not path.is_file():
-        return None
-    match = _FORM.fullmatch(path.read_text(encoding="utf-8").strip())
-    if match is None:
-        raise ValueError(f"{path} does not have the sections that `page.py` requires")
-    title, text, tex, equation, source, limits, code = match.groups()
-    code_of = tuple((name, words) for name, _, words in (item.partition(": ") for item in _items(code)))
-    return Written(title, _line(text), tex, equation, _line(source), _items(limits), code_of)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _items(text: str) -> tuple[str, ...]:
-    """The items of a Markdown list."""
-    return tuple(map(_line, re.split(r"^- ", text, flags=re.MULTILINE)[1:]))
-
-
 # ---------------------------------------------------------------------------- Markdown
 
 
@@ -603,8 +563,7 @@ def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 def in_a_line(name: str) -> str:
     """A line on what a model is, from its shipped recipe, otherwise from its class."""
-    shipped = recipes().get(name)
-    return str(load(shipped).get("about", "")) if shipped else catalog.first_words(catalog.card(name))
+    return about_of(name) or catalog.first_words(catalog.card(name))
 
 
 def overview() -> str:

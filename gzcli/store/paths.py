@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +43,34 @@ def spelling(model: str) -> str:
     return matching(model, recipe_names()) or model
 
 
+def about_of(recipe: str) -> str:
+    """The line `about` of a shipped recipe; "" without one. No YAML is read, which would take far longer."""
+    path = recipes_dir() / f"{recipe}.yaml"
+    line = re.search(r"(?m)^about: (.+)$", path.read_text(encoding="utf-8")) if path.is_file() else None
+    return line[1] if line else ""
+
+
 def trained_in(model: str) -> tuple[str, str] | None:
     """(recipe, stage) of the first shipped recipe that trains this model as a stage; None without one."""
+    return _stages(recipes_dir()).get(canonical(model))
+
+
+@cache
+def _stages(folder: Path) -> dict[str, tuple[str, str]]:
+    """(recipe, stage) of each model that a recipe in the folder trains as a stage."""
     import yaml
 
     def stages(part: Any) -> Iterator[tuple[str, Any]]:
         for key, below in part.items() if isinstance(part, dict) else ():
             yield from below.items() if key == "stages" and isinstance(below, dict) else stages(below)
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    # the loader in C, because this runs for every name that is not a recipe's
+    loader, places = getattr(yaml, "CSafeLoader", yaml.SafeLoader), dict[str, tuple[str, str]]()
     for name in recipe_names():
-        text = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8")
-        # the loader in C, because this runs for every name that is not a recipe's
+        text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
         for stage, part in stages(yaml.load(text, loader)) if "stages:" in text else ():
-            if canonical(str((part.get("model") or {}).get("name", ""))) == canonical(model):
-                return name, stage
-    return None
+            places.setdefault(canonical(str((part.get("model") or {}).get("name", ""))), (name, stage))
+    return places
 
 
 def is_name(text: str) -> bool:

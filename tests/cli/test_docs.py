@@ -36,16 +36,17 @@ from gzcli.docs.page import (
     page_of,
     rendered,
     texts,
-    written,
 )
 from gzcli.docs.page import ROOT as DOCS
+from gzcli.docs.text import written
 from gzcli.launch import plan
 from gzcli.metrics import standings
 from gzcli.models.catalog import OUTSIDE, cards
+from gzcli.recipe.files import recipes
 from gzcli.recipe.resolve import resolve
-from gzcli.recipe.yaml import dump
+from gzcli.recipe.yaml import dump, load
 from gzcli.store import model_files, pretrained, runs
-from gzcli.store.paths import recipe_names, recipes_dir, spelling
+from gzcli.store.paths import about_of, recipe_names, recipes_dir, spelling
 from gzcli.store.runs import Run
 
 described = cache(page_of)  # of what comes with gz; tests that change what is measured call `page_of`
@@ -587,6 +588,12 @@ def follow(lines: list[str], tmp_path: Path) -> None:
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_a_line_on_a_recipe_is_found_without_yaml():
+    for name, path in recipes().items():
+        assert about_of(name) == load(path)["about"], name
+    assert about_of("transformer") == "", "it is only a stage"
 
 
 def test_the_manual_as_text(call):

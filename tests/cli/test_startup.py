@@ -35,6 +35,7 @@ def modules(*lines: str, env: dict[str, str] | None = None) -> set[str]:
 
 def test_nothing_heavy_is_imported():
     assert modules(*LIGHT) & HEAVY == set()
+    assert modules("list models") & {"gzcli.docs.page", "gzcli.recipe.resolve", "jinja2"} == set()
     assert modules("train vae --dry-run") & {"torch", "accelerate", "diffusers"} == set()
     for few in (modules("--version"), modules("", env=COMPLETING)):
         assert few & (HEAVY | {"rich", "pydantic", "yaml"}) == set()
@@ -82,8 +83,10 @@ app()
         (2.0, "--help", {}),
         (2.5, "list", {}),
         (2.0, "list data", {}),
+        (3.0, "list models", {}),
+        (2.9, "show cvae", {}),
     ],
-    ids=["version", "completion", "help", "list", "list-data"],
+    ids=["version", "completion", "help", "list", "list-data", "list-models", "show"],
 )
 def test_budget(times, line, env):
     """In multiples of what the smallest Typer application takes for its own help, or for a command that
