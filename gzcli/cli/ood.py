@@ -144,6 +144,7 @@ def ood(
         check_options(typed, input_, of_pictures, of_sets, alone=bool(inspected or export))
     of_model = {"--score": score, "--background": background, "--seeds": seeds, "--precision": precision}
     of_model |= {"--checkpoint": checkpoint != "last", "--pretrained": pretrained, "--processes": processes}
+    of_model |= {} if out_ else {"-n": n, "--full": full}  # a method compares images with all good ones
     method = method_of(model, in_, of_sets, of_model)
     if export and not method:
         hint = f"gz runs export {quoted(model or 'RUN')} --to alarm"

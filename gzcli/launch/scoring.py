@@ -133,7 +133,8 @@ def of_method(job: OodJob | AlarmJob, size: Size | None) -> Scoring:
         sets = [locate(name) for name in job.outs]
         fitted = min(good["train"], MOST_FITTED) if good else None
         tests = [good, *(counts_of(one, foreign=True) for one in sets)]
-        checked = forecast.together([min(one["test"], job.n or MOST) if one else None for one in tests])
+        n = None if job.full else job.n or MOST
+        checked = forecast.together([at_most(n, one["test"]) if one else None for one in tests])
         images = f"{job.n:,} per data set" if job.n else "all"
     else:
         sets, checked = [judged(job)] if job.input else [], checked_images(job)

@@ -24,7 +24,7 @@ from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge import sample
-from gzcli.launch import forecast, launcher
+from gzcli.launch import forecast, launcher, scoring
 from gzcli.launch.jobs import do_job
 from gzcli.models import catalog
 from gzcli.models.base import Model
@@ -158,7 +158,7 @@ def test_a_dry_run_of_an_alarm_counts_its_images(call, home, tmp_path, monkeypat
     assert "\ntime     about 58 seconds\n" in call(*words)[1]
 
 
-def test_a_dry_run_of_a_method_says_what_becomes_of_images(call, home, tmp_path):
+def test_a_dry_run_of_a_method_says_what_becomes_of_images(call, home, tmp_path, monkeypatch):
     """Images of mixed sizes are refused, images of another shape are cropped, and few are too few."""
 
     def folder(name, sizes):
@@ -184,6 +184,12 @@ def test_a_dry_run_of_a_method_says_what_becomes_of_images(call, home, tmp_path)
     assert "warning" not in stderr
     few = "warning: a false-alarm rate of 1 % needs 99 good images, but there are only 12"
     assert few in call("ood", "--in", alike, "--input", alike, "--dry-run")[2]
+    monkeypatch.setattr(scoring, "MOST", 1)
+    some, every = (
+        json.loads(call("ood", "--in", alike, "--out", wide, *full, "--dry-run", "--json")[1])["seconds"]
+        for full in ((), ("--full",))
+    )
+    assert some < every
 
 
 @pytest.mark.parametrize(
@@ -343,7 +349,7 @@ def test_mistakes_of_ood_are_told(order, call, monkeypatch):
         status, _, err = call("ood", "mine", *words.split())
         assert status == code and message in err, words
     of_model = "--score recon", "--background mine", "--seeds 2", "--checkpoint best", "--precision bf16"
-    for words in (*of_model, "--processes 2", "--pretrained"):
+    for words in (*of_model, "--processes 2", "--pretrained", "-n 40", "--full"):
         status, _, err = call("ood", "--in", ".", "--input", ".", *words.split(), "--dry-run")
         assert status == 2 and f"`{words.split()[0]}` needs a model or a run" in err
     card = replace(catalog.card("vae"), maps=())
