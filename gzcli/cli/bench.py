@@ -44,7 +44,6 @@ ARROWS = {"down": "↓", "up": "↑"}
 DAY = 86_400  # seconds of training above which gz asks before it starts
 KEEP = {"seconds": 2, "params": 5}  # like `Column.keep`, for columns that are not metrics
 TIMES = ("train_seconds", "sample_seconds", "judge_seconds")  # key of an entry of a league
-JUDGES_TRAINED = "to train judge networks of the data set"
 OF_BENCH, OF_LEAGUE = 2000, 10_000  # samples of each model
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
@@ -204,7 +203,7 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     judged = forecast.judging(job.n, plan.gpus) * (len(runs) + images)
     untrained = networks.TRAINING * len(networks.untrained(job.metrics, locate(job.data), form))
     sets = f"{counted(images, 'set')} of images, " if images else ""
-    times = ((likelihoods, "of test likelihoods"), (untrained, JUDGES_TRAINED))
+    times = ((likelihoods, "of test likelihoods"), (untrained, forecast.JUDGES_TRAINED))
     more = [f"about {about(seconds)} {what}" for seconds, what in times if seconds]
     unknown = forecast.Drawn()
     rows = [
@@ -488,6 +487,8 @@ def costs_of(league: League) -> list[dict[str, Any]]:
 
 def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The plan of a league in words."""
+    from gzcli.launch import forecast
+
     terms, models = league.terms, list(dict.fromkeys(entry.model for entry in league.entries))
     left = sum(cost["train_seconds"] > 0 for cost in costs)
     seeds = f", {len(terms.seeds)} seeds" if len(terms.seeds) > 1 else ""
@@ -495,7 +496,7 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
     lines.append(f"{budget} each{seeds}: {left} to train, {len(costs) - left} already trained")
     unknown = list(dict.fromkeys(cost["model"] for cost in costs if cost["sample_seconds"] is None))
     times = [sum(cost[name] or 0.0 for cost in costs) for name in TIMES] + [judges_of(league, costs)]
-    words = zip(times, ("of training", "of sampling", "of evaluation", JUDGES_TRAINED), strict=True)
+    words = zip(times, ("of training", "of sampling", "of evaluation", forecast.JUDGES_TRAINED), strict=True)
     parts = [f"about {about(seconds)} {what}" for seconds, what in words if seconds]
     parts = [*parts[:-2], " and ".join(parts[-2:])] if parts else ["nothing to do"]
     lines += out.fitted(", ".join(parts))

