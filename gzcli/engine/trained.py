@@ -512,7 +512,7 @@ class Trained:
             return pack
         channels, values = self.info.shape[0], pack.meta.values or {}
         if values.get("channels") != channels or (values["levels"] is None) != (self.values.levels is None):
-            kind = pack.meta.notes[-1] if values and pack.meta.notes else "8-bit images"
+            kind = Values.of(values).words if values else "8-bit images"
             message = f"`{pack.meta.name}` has {kind}, but `{self.title}` was trained on {self.values.words}"
             raise UsageError(message, hint="pass images of the same kind: `.npy`, `.npz` or TIFF")
         seen = pack.seen(values["levels"])

@@ -18,6 +18,7 @@ import torch
 
 from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
+from gzcli.core.units import counted
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack, check_unchanged
 from gzcli.engine.log import Log
@@ -124,7 +125,7 @@ def refuse_photographs(chosen: Sequence[Metric], pack: Pack) -> None:
     channels."""
     shown = [metric.name for metric in chosen if metric.features in (*FETCHED, "lite")]
     if shown and pack.meta.channels not in (1, 3):
-        has = f"`{pack.meta.name}` has {pack.meta.notes[-1]}"
+        has = f"`{pack.meta.name}` has {counted(pack.meta.channels, 'channel')}"
         message = f"`{shown[0]}` uses a network trained on photographs, but {has}"
         raise UsageError(message, hint="use `fd` or `swd`, which compare images of three channels")
 

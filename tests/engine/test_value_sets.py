@@ -147,8 +147,9 @@ def _log():
 
 
 def test_a_network_of_photographs_is_refused(sets):
-    pack = open_pack(sets["float"])
-    refused("`fid` uses a network trained on photographs", Judge, pack, ["fid"], _job(), "cpu", _log())
+    pack = open_pack(sets["float"], size="16x8")
+    message = "`fid` uses a network trained on photographs, but `of-float` has 5 channels"
+    refused(message, Judge, pack, ["fid"], _job(), "cpu", _log())
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,13 @@ def test_other_images_are_read_in_the_scale_of_the_run(runs_of, tmp_path):
     refused("has 8-bit images", trained.seen, gzcli.open_data("digits"))
     (batch, *_) = Pick(whole, "test", np.arange(3)).batches(trained, size=3, seed=0)
     assert batch.x.shape == (3, 5, SIDE, SIDE)
+
+
+def test_images_of_another_kind_than_the_run_are_refused(runs_of, sets):
+    """The message names their values, and not that they are cropped."""
+    pack = open_pack(sets["float"], size="16x8")
+    assert "cropped" in pack.meta.notes[-1]
+    refused("`of-float` has 5 channels of real numbers", load_trained(runs_of["uint16"], "cpu").seen, pack)
 
 
 def test_all_channels_come_back(runs_of, tmp_path):
