@@ -353,10 +353,14 @@ def with_data(
 ) -> R:
     """The recipe with the channels, size and levels of its data set, which is downloaded and packed if
     necessary. A run that continues requires the data set that it was trained on."""
+    from gzcli.data.readers.pictures import is_crop
+
     data = recipe.data
     pack = open_pack(dataset or data.name, **pack_options(data), say=say, progress=progress)
     if run is not None:
         check_unchanged(run.path, pack.meta)
+    elif data.fit == "crop" and any(map(is_crop, pack.meta.notes)):
+        say("to train on whole images, use `--set data.fit=pad`")
     check_set(recipe, pack.meta, batch=run is None)
     channels, *sides = pack.meta.shape
     size = data.size if pack.patch else as_size(*sides)

@@ -198,6 +198,7 @@ def test_a_dry_run_of_a_method_says_what_becomes_of_images(call, home, tmp_path,
     for sets in (("--input", wide), ("--out", wide)):
         code, _, stderr = call("ood", "pca", "--in", alike, *sets, "--dry-run")
         assert code == 0 and "/wide`: 1 image cropped to 28×28" in " ".join(stderr.split())
+        assert "data.fit" not in stderr, "a method cannot pad"
     code, stdout, stderr = call(
         "ood", "--in", alike, "--input", f"{alike}/0.png", "--fpr", "10%", "--dry-run"
     )

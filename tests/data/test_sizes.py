@@ -33,6 +33,7 @@ from gzcli.data.readers.publishers import PARSERS
 from gzcli.data.sets.registry import SPECS, locate
 from gzcli.engine.sheets import columns_of, grid
 from gzcli.engine.validate import best_metric
+from gzcli.launch.plan import with_data
 from gzcli.metrics.classifier import turns
 from gzcli.metrics.features import LeNet
 from gzcli.metrics.second import ResNet
@@ -447,7 +448,6 @@ def test_the_share_that_a_crop_cuts_away_is_said(tmp_path):
     folder = write(tmp_path / "p", {f"{i:02}.png": encoded(image) for i, image in enumerate(squares)})
     np.savez(tmp_path / "a.npz", images=squares)
     words = "12 images cropped to 24×72, which cuts away 65 % of each"
-    words += " (`data.fit=pad` keeps them whole)"
     for source in (folder, tmp_path / "a.npz"):
         assert open_pack(source, size="24x72").meta.notes == (words,)
         assert open_pack(source, size="36x64").meta.notes == (
@@ -461,8 +461,20 @@ def test_the_share_that_a_crop_cuts_away_is_said(tmp_path):
     (folder / "wide.png").write_bytes(encoded(np.zeros((24, 36, 3), np.uint8)))
     assert open_pack(folder, size="24x72").meta.notes == (words.replace("12", "13").replace("65", "65–80"),)
     assert notes_in_words(cropping((64, 64), (72, 24))) == [
-        "1 image cropped to 24×72, which cuts away 65 % of it (`data.fit=pad` keeps it whole)"
+        "1 image cropped to 24×72, which cuts away 65 % of it"
     ]
+
+
+def test_a_training_suggests_how_to_keep_whole_images(tmp_path):
+    """Each new training does, but not one that pads, and no note of a pack."""
+    squares = np.zeros((12, 64, 64, 3), np.uint8)
+    folder = write(tmp_path / "p", {f"{i:02}.png": encoded(image) for i, image in enumerate(squares)})
+    line = "to train on whole images, use `--set data.fit=pad`"
+    for sets, is_cropped in ((["data.size=24x72"], True), (["data.size=24x72", "data.fit=pad"], False)):
+        lines: list[str] = []
+        recipe = resolve("vae", data=str(folder), sets=sets)
+        with_data(recipe, recipe.dataset, say=lines.append)
+        assert (line in lines) == is_cropped
 
 
 def test_an_import_says_how_images_are_resized(tmp_path, call):

@@ -119,10 +119,14 @@ def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
             words[note] = n
     for size, shares in crops.items():
         n, low, high = shares.total(), min(shares), max(shares)
-        each, them = ("each", "them") if n > 1 else ("it", "it")
         share = f"{low}–{high}" if low < high else low
-        words[f"{CROPPED.format(size, share)} of {each} (`data.fit=pad` keeps {them} whole)"] = n
+        words[f"{CROPPED.format(size, share)} of {'each' if n > 1 else 'it'}"] = n
     return [f"{counted(n, 'image')} {note}" for note, n in words.most_common()]
+
+
+def is_crop(note: str) -> bool:
+    """Whether a note of `notes_in_words` says that images are cropped."""
+    return CROPPED.partition("{")[0] in note
 
 
 def undecodable(name: str, e: Exception, data: bytes = b"") -> MissingError:
