@@ -145,7 +145,7 @@ class DataSection:
     latent: run or diffusers `AutoencoderKL` whose latents are modelled instead of pixels.
     latent_draw: latent of an `AutoencoderKL`: the mode of the posterior, or a sample.
     augment: augmentations of training images, in this order.
-    n: number of training images, from the start of the set. Default: all.
+    n: number of training images, a fixed random subset. Default: all.
     """
 
     name: str = "digits"

@@ -32,7 +32,7 @@ from gzcli.engine.forecast import check_stages
 from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
 from gzcli.engine.trainer import Trainer
-from gzcli.recipe.recipe import write_train
+from gzcli.recipe.recipe import write_chosen
 from gzcli.store import claims, files, jobs, model_files, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
@@ -204,10 +204,10 @@ def train_one(run: Run, log: Log, since: float | None = None) -> Accelerator:
         trial = Trainer(run, part, pack, accelerator, log)
         chosen = steps_of_minutes(trial, began, clock)
         judge = trial.net, trial.metric
+        part = replace(trial.part, train=replace(part.train, **chosen))
         del trial  # its memory is needed
-        part = replace(part, train=replace(part.train, **chosen))
         if log.main:
-            write_train(run, chosen)
+            write_chosen(run, {"train": chosen})
         ranks.wait()
         log.info(f"{part.train.steps} steps fit into the time")
     streams.change_spinner("building the model")

@@ -47,6 +47,7 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
 AT_ONCE = 64  # images per batch that a model prepares, or an autoencoder encodes
+PREPARATION = 0.4  # largest share of a training's time for preparation; steps get at least half
 MEASURED = 2000  # training images on whose latents mean and deviation are measured
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
 STABLE_DIFFUSION = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
@@ -84,6 +85,27 @@ def prepare(
             write_maps(folder, images, rows, lambda _, batch: model.prepare(batch), log, "prepare")
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+def count_in_time(
+    model: Model, images: TrainImages, positions: np.ndarray, seconds: float, clock: Callable[[], float]
+) -> int:
+    """The number of the images at these positions that `prepare` finishes in its share of a training of
+    `seconds`, from the time of one batch. It is at least a batch. Every rank must call it."""
+    few = positions[:AT_ONCE]
+    if not hasattr(model, "prepare"):
+        return len(positions)
+    model.eval()
+    with torch.inference_mode(), full_fp32(images.device):
+        times = []
+        for index in (few[:1], few):  # the first call is not timed, because it chooses kernels
+            since = clock()
+            for batch in images.scan(purpose="prepare", batch_size=AT_ONCE, index=index):
+                model.prepare(batch)
+            times.append(clock() - since)
+    model.train()
+    n = ranks.agree(int(PREPARATION * seconds * ranks.world() * len(few) / max(times[-1], 1e-9)))
+    return min(len(positions), max(n, len(few)))
 
 
 def with_prepared(model: Model, batch: Batch) -> Batch:

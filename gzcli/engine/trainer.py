@@ -27,7 +27,7 @@ from gzcli.engine.forecast import sample_seconds, speed_of
 from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
-from gzcli.engine.prepared import prepare, train_images
+from gzcli.engine.prepared import PREPARATION, count_in_time, prepare, train_images
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, init_from, stages_for, to_device
 from gzcli.engine.updates import Updates
@@ -37,7 +37,7 @@ from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.pretrained import Features
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.models.nn import spread_labels
-from gzcli.recipe.recipe import write_train
+from gzcli.recipe.recipe import write_chosen
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.run_folder import Best
@@ -71,8 +71,9 @@ class Trainer(Updates):
         card = card_of(run, part.model)
         model = build_model(part, self.info, stages_for(run, card, self.device), card)
         self.model = to_device(model, self.device).train()
-        inputs: dict[str, Any] = {"rank": self.rank, "world": self.world, "n": part.data.n}
-        self.batches = TrainBatches(self.images, self.train.batch_size, needs=self.model.needs, **inputs)
+        self.batches = self.batches_of(part.data.n)
+        if self.train.minutes:
+            part = self.part = self.shortened(self.train.minutes)
         self.batches.prepared = prepare(self.model, self.images, self.batches.positions(), run, log)
         unsharded = twin(self.model) if is_shared_out(part) else None
         # a third-party model may leave out parameters at later steps that its first batch does not reveal
@@ -107,6 +108,24 @@ class Trainer(Updates):
         self.saved = 0  # step of the newest checkpoint
         self.has_risen = False  # whether the rise of validation was reported
         self.has_collapsed = False  # whether the last validation found that the generator may have collapsed
+
+    def batches_of(self, n: int | None) -> TrainBatches:
+        """The batches of `n` training images; None: of all."""
+        ranks_of: dict[str, int] = {"rank": self.rank, "world": self.world}
+        return TrainBatches(self.images, self.train.batch_size, n=n, needs=self.model.needs, **ranks_of)
+
+    def shortened(self, minutes: float) -> Part:
+        """The part with as many training images as the model can prepare within its share of the time."""
+        positions, clock = self.batches.positions(), partial(devices.clock, self.device, self.train.clock)
+        n = count_in_time(self.model, self.images, positions, 60 * minutes, clock)
+        if n >= len(positions):
+            return self.part
+        why = f"preparation takes at most {100 * PREPARATION:.0f} % of the time"
+        self.log.warn(f"{n:,} of {len(positions):,} training images are used, because {why}")
+        if self.rank == 0:  # before it is prepared: a second attempt finds the rows of these images
+            write_chosen(self.run, {"data": {"n": n}})
+        self.batches = self.batches_of(n)
+        return replace(self.part, data=replace(self.part.data, n=n))
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end. If it is stopped, it saves a
@@ -234,7 +253,7 @@ class Trainer(Updates):
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
         if self.rank == 0 and (every := self.cadence.intervals()) != before:
-            write_train(self.run, every)
+            write_chosen(self.run, {"train": every})
         if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():
             loss_curve(self.run.path)
 

@@ -124,21 +124,30 @@ def seconds_of(
     """The seconds of `validate`, extrapolated from few images, if a sample takes `each`. Every rank must call
     it."""
     real, total = pack.images("val")[:VALIDATION], 0.0
+    n_mean = mean_count(trained, len(real))
     if metric in ("fd", "fd_lite"):
         n = sample_count(trained, len(real))
         features = seconds_each(lambda n: net and net.features(real[:n]), trained, clock)
         total += n * each + (n + len(real)) * features
     for name in {metric, trained.model.watched} - {"fd", "fd_lite"}:
         if name:
-            total += len(real) * seconds_each(partial(mean, trained, name, data), trained, clock)
+            total += n_mean * seconds_each(partial(mean, trained, name, data), trained, clock)
     return total
+
+
+def mean_count(trained: Trained, real: int) -> int:
+    """The number of validation images of a mean. If the model prepares images, which can take longer than its
+    steps, there are at most a tenth as many as for training."""
+    n = min(real, VALIDATION)
+    few = trained.part.data.n if hasattr(trained.model, "prepare") else None
+    return min(n, max(1, few // 10)) if few else n
 
 
 def mean(trained: Trained, metric: str, data: Pack, most: int = VALIDATION) -> float:
     """The mean over validation images of the bits per dimension, or of the loss of the first phase. Every
     rank has its share of the same batches."""
     model, info, device = trained.model, trained.info, trained.device
-    n = min(most, len(data.images("val")))
+    n = min(most, mean_count(trained, len(data.images("val"))))
     firsts = range(ranks.rank() * EVAL_BATCH, n, ranks.world() * EVAL_BATCH)
     index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
     total = double(torch.zeros((), device=device))

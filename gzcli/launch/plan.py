@@ -32,7 +32,7 @@ from gzcli.launch.from_file import find_run, is_bundle, is_shared, is_weights
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe import schema
-from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_train
+from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_chosen
 from gzcli.recipe.resolve import Resolved, Weights, changes_loss, dotted, large_limits, resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import claims, files, model_files, runs
@@ -554,7 +554,7 @@ def halve(run: Run, processes: int) -> str | None:
     able = (k for k in range(2 * train["accumulate"], share + 1) if share % k == 0)
     if (pieces := next(able, None)) is None:
         return None
-    write_train(part, {"accumulate": pieces})
+    write_chosen(part, {"train": {"accumulate": pieces}})
     parts = f"{pieces} parts of {share // pieces}"
     return f"a batch of {train['batch_size']} does not fit on the GPU; splitting it into {parts}"
 

@@ -118,13 +118,16 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
     )
 
 
-def write_train(run: Run, changes: Mapping[str, Any]) -> None:
-    """Writes keys of `train` that gz chose into `run.yaml`; for a stage, also into that of the run."""
-    tree = run.tree()
-    files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
+def write_chosen(run: Run, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes keys of sections that gz chose into `run.yaml`; for a stage, also into that of the run."""
+
+    def changed(tree: Mapping[str, Any]) -> dict[str, Any]:
+        return {**tree, **{name: {**tree[name], **keys} for name, keys in changes.items()}}
+
+    files.write_atomic(run.recipe_file, dump(changed(run.tree())))
     if run.owner is not run:
         whole = run.owner.tree()
-        whole["stages"][run.path.name]["train"].update(changes)
+        whole["stages"][run.path.name] = changed(whole["stages"][run.path.name])
         files.write_atomic(run.owner.recipe_file, dump(whole))
 
 

@@ -46,7 +46,7 @@ def trained(home, monkeypatch):
         rate, counted = tree["optim"]["lr"], tree["train"]["minutes"] is None
         steps = tree["train"]["steps"] if counted else 10
         log.append((run.alias[-1], steps))
-        plan.write_train(run, {"minutes": None, "steps": steps})
+        plan.write_chosen(run, {"train": {"minutes": None, "steps": steps}})
         values = {n: abs(math.log10(rate / 3e-3)) + 1 / n for n in range(5, steps + 1, 5)}
         lines = (json.dumps({"step": n, "val_loss": value}) + "\n" for n, value in values.items())
         files.write_atomic(run.metrics_file, "".join(lines))

@@ -1,6 +1,7 @@
 """Recipes and runs in stages: a tokenizer, then the prior of its codes, trained in one run."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.open import open_pack
+from gzcli.engine import validate as validation
 from gzcli.engine.__main__ import main, record_status, train_one
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
@@ -196,6 +198,23 @@ def test_only_the_images_that_are_trained_on_are_prepared(trained, path):
     some, every = (np.load(r.stage("prior").path / "prepared" / "codes.npy") for r in (run, trained))
     there = some.any(1)
     assert there.sum() == 40 and len(some) == len(every) and np.array_equal(some[there], every[there])
+
+
+def test_preparation_takes_a_share_of_the_time(trained, path, monkeypatch):
+    """As many images as the share allows, at least a batch; the number is in both files of the run."""
+    monkeypatch.setattr("gzcli.engine.prepared.PREPARATION", 1e-9)
+    run = make(path, f"stages.tokenizer={trained.id}", "train.minutes=0.01")
+    prior = run.stage("prior")
+    with monkeypatch.context() as patch:
+        patch.setattr("gzcli.engine.__main__.steps_of_minutes", lambda *args: sys.exit(9))
+        assert main(run.path) != 0
+    monkeypatch.setattr("gzcli.engine.prepared.PREPARATION", 0.4)
+    assert main(run.path) == 0, "a second attempt uses the images that the first one prepared"
+    assert np.load(prior.path / "prepared" / "codes.npy").any(1).sum() == 64
+    assert prior.tree()["data"]["n"] == run.tree()["stages"]["prior"]["data"]["n"] == 64
+    assert "64 of 1,298 training images are used" in (prior.path / "log.txt").read_text()
+    model = load_trained(run, "cpu")
+    assert validation.mean_count(model, 144) == 6 and validation.mean_count(model, 3) == 3
 
 
 def test_weights_and_wrong_options_of_a_later_stage(path, tmp_path):
