@@ -10,7 +10,7 @@ from typing import Annotated
 from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, option
 from gzcli.core import signals
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, install_line
 
 _RUNS_HELP = "Models or runs to choose from. Default: all runs and the pretrained models."
 _Runs = Annotated[list[str] | None, argument("RUN", _RUNS_HELP, a_model_or_run)]
@@ -29,7 +29,7 @@ def demo(
     Only this machine can reach the page, unless you pass `--share`.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise MissingError("`gz demo` needs the package `gradio`", hint="pip install 'gzcli[demo]'")
+        raise MissingError("`gz demo` needs the package `gradio`", hint=install_line("gzcli[demo]"))
     from gzcli.launch.from_file import find_run
 
     named = [find_run(word) for word in runs or ()]

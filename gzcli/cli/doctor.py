@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gzcli.cli import out
 from gzcli.cli.jobs import bytes_of
 from gzcli.core import streams
-from gzcli.core.errors import MissingError, redacted
+from gzcli.core.errors import MissingError, install_line, redacted
 from gzcli.core.trackers import TRACKERS
 from gzcli.store.hub import INCEPTION, hub_home
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
@@ -65,7 +65,7 @@ def software() -> Iterator[Check]:
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "torchvision", "accelerate"):
         number = _version(package)
-        missing = Check(package, "bad", "missing", f"pip install {package}")
+        missing = Check(package, "bad", "missing", install_line(package))
         yield Check(package, "ok", number) if number else missing
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, install_line
 from gzcli.core.trackers import TRACKERS
 from gzcli.core.units import about, duration, figure, seconds_of
 from gzcli.data.sets.registry import locate
@@ -178,7 +178,7 @@ def check_trackers(texts: Sequence[str]) -> list[str] | None:
     trackers = [choose("tracker", word, TRACKERS) for text in texts for word in split(text)]
     for name in trackers:
         if find_spec(name) is None:
-            raise MissingError(f"`--track {name}` needs the package `{name}`", hint=f"pip install {name}")
+            raise MissingError(f"`--track {name}` needs the package `{name}`", hint=install_line(name))
     return trackers or None
 
 

@@ -7,7 +7,10 @@ import difflib
 import errno
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 FLAGGED = 6  # the exit code of `gz ood --input --fail` if an image is flagged or unreadable; not an error
 
@@ -147,6 +150,14 @@ def did_you_mean(name: str, options: Iterable[str]) -> str | None:
     if near is None or distances[near] > len(form) / 3:
         near = next(iter(difflib.get_close_matches(form, by_form, n=1, cutoff=0.6)), None)
     return f"did you mean `{by_form[near]}`?" if near else None
+
+
+def install_line(*words: str) -> str:
+    """The command that installs packages beside gz, for hints. It names this Python, because the `pip` of a
+    shell may be another's, for example if pipx installed gz. Environments of uv have no pip."""
+    here = sys.executable
+    pip = [here, "-m", "pip", "install"] if find_spec("pip") else ["uv", "pip", "install", "--python", here]
+    return shlex.join([*pip, *words])
 
 
 def edits(a: str, b: str) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core import ranks
-from gzcli.core.errors import DivergedError, MissingError, first_line
+from gzcli.core.errors import DivergedError, MissingError, first_line, install_line
 from gzcli.core.measured import ReferenceRun
 from gzcli.core.sections import Part, leaves
 from gzcli.core.trackers import TRACKERS, Logged
@@ -218,7 +218,7 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
     if name not in LOGGER_TYPE_TO_CLASS:
         raise MissingError(
             f"this version of accelerate does not support the tracker `{name}`",
-            hint="pip install -U accelerate",
+            hint=install_line("-U", "accelerate"),
         )
     kind = TRACKERS[name]
     stored = files.read_json(run.tracker_file) if start and kind.to_store else None
@@ -232,7 +232,7 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
         if kind.recipe == "each" or (kind.recipe and not start):
             tracker.store_init_configuration(flat(config))
     except ImportError as e:
-        raise MissingError(f"`--track {name}` needs the package `{name}`", hint=f"pip install {name}") from e
+        raise MissingError(f"`--track {name}` needs the package `{name}`", hint=install_line(name)) from e
     except Exception as e:  # no key, a wrong key, no network, no server: each package has its own errors
         raise MissingError(f"`--track {name}`: {first_line(e)}", hint=kind.hint) from e
     return tracker

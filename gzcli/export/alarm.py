@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, install_line
 from gzcli.core.sections import Fit
 from gzcli.engine.log import Log
 from gzcli.export import portable_alarm
@@ -409,7 +409,7 @@ def check(fit: Fit) -> None:
     not support."""
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         message = f"an exported alarm needs {' and '.join(missing)}"
-        raise MissingError(message, hint='pip install "gzcli[onnx]"')
+        raise MissingError(message, hint=install_line("gzcli[onnx]"))
     if fit not in ("crop", "stretch"):
         message = f"an exported alarm does not support `data.fit: {fit}`"
         raise UsageError(message, hint="use `data.fit: crop` or `stretch`")

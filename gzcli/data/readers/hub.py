@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.core.errors import MissingError, UsageError, first_line
+from gzcli.core.errors import MissingError, UsageError, first_line, install_line
 from gzcli.core.units import counted
 from gzcli.data.readers.images import PROBES, Block, Blocks, RawImages, is_regular, read_regular, split_of
 from gzcli.data.sets.registry import CAPTIONS, further_of
@@ -82,7 +82,7 @@ class Rows:
         try:
             import pyarrow
         except ImportError as e:
-            hint = "`pip install 'gzcli[datasets]'`"
+            hint = install_line("gzcli[datasets]")
             raise MissingError(f"reading `{paths[0]}` requires the package `pyarrow`", hint=hint) from e
         try:
             self.files = [_opened(path) for path in paths]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.core.errors import MissingError, UsageError, first_line
+from gzcli.core.errors import MissingError, UsageError, first_line, install_line
 from gzcli.core.sections import Fit
 from gzcli.core.units import counted
 from gzcli.data.readers.images import Block, RawImages
@@ -22,7 +22,7 @@ PICTURE = (1, 3)  # channels of a picture
 FILES = (".npy", ".tif", ".tiff")  # endings of files that may hold values
 SAMPLES, PLANES = 277, 339  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
 HINT = "images must be numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
-TIFF = "run `pip install 'gzcli[tiff]'` to read more kinds of TIFF"
+TIFF = f"run `{install_line('gzcli[tiff]')}` to read more kinds of TIFF"
 INTEGERS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # with their levels
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, install_line
 from gzcli.core.types import Applied, Batch, Noise, Progress, no_progress
 from gzcli.core.units import by_sides
 from gzcli.models.denoising import samplers
@@ -517,7 +517,7 @@ def solver_of(options: RestoreOptions, device: torch.device) -> Any:
         from deepinv.sampling import DiffPIR
     except ImportError as e:
         message = "`restore` needs the package `deepinv`"
-        raise MissingError(message, hint="pip install 'gzcli[restore]'") from e
+        raise MissingError(message, hint=install_line("gzcli[restore]")) from e
     sigma = options.sigma or (JPEG_SIGMA if options.operator == "jpeg" else MEASURED)
     # deepinv overwrites the level by that of the noise model, so physics have none
     return DiffPIR(None, L2(), sigma=sigma, max_iter=options.steps, device=device)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, install_line
 from gzcli.core.types import moved
 from gzcli.models.nn import is_shape_only, to_fp32
 from gzcli.store.hub import VGG
@@ -96,7 +96,8 @@ def linear_file() -> Path:
     """The file of the authors' linear layers, which is part of their package. Raises MissingError."""
     package = find_spec("lpips")
     if package is None or not package.submodule_search_locations:
-        raise MissingError("perceptual distances (LPIPS) need the package `lpips`", hint="pip install lpips")
+        message = "perceptual distances (LPIPS) need the package `lpips`"
+        raise MissingError(message, hint=install_line("lpips"))
     return Path(package.submodule_search_locations[0], "weights", "v0.1", "vgg.pth")
 
 

@@ -17,7 +17,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 from torch import Tensor, nn
 
-from gzcli.core.errors import MissingError
+from gzcli.core.errors import MissingError, install_line
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.core.units import Size
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, resize, to_rgb
@@ -31,7 +31,7 @@ def canny(x: Tensor) -> Tensor:
         from skimage.feature import canny as edges
     except ImportError as e:
         message = "Canny edges need the package `scikit-image`"
-        raise MissingError(message, hint="pip install 'gzcli[edges]'") from e
+        raise MissingError(message, hint=install_line("gzcli[edges]")) from e
     grey = ((x.detach().float().mean(1) + 1) / 2).cpu().numpy()
     maps = np.stack([edges(image) for image in grey])
     return torch.from_numpy(maps).to(x).mul_(2).sub_(1)[:, None].expand(-1, 3, -1, -1)
