@@ -134,6 +134,9 @@ def ood(
     from gzcli.store.jobs import AlarmJob, InspectJob, OodJob
 
     check_report(report)
+    pairs = (("-n", n, "--full", full), ("--out", out_, "--export", export))
+    if both := next(((one, two) for one, first, two, second in pairs if first and second), None):
+        raise UsageError(f"`{both[0]}` and `{both[1]}` exclude each other", hint="omit one of them")
     of_pictures = {"--fpr": fpr, "--calibrate": calibrate, "--map": map_, "--png": png, "--fail": fail}
     of_sets = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
     layout = inspection_at(in_) if in_ and not benchmark else None

@@ -363,6 +363,8 @@ MISTAKES = [
     ("--out mnist --score ell", 2, "`vae` has no score `ell`"),
     ("--out ,", 2, "`--out ,` names no data set"),
     ("--out mnist --score ,", 2, "`,` contains no names"),
+    ("--out mnist -n 40 --full", 2, "`-n` and `--full` exclude each other"),
+    ("--out mnist --export there", 2, "`--out` and `--export` exclude each other"),
 ]
 
 
