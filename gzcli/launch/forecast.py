@@ -133,6 +133,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         classes = UNKNOWN if any(part.options.get("conditional") for part in recipe.parts) else 0
         values = {"size": data.size or as_size(measured.height, measured.width)}
         values |= {"levels": measured.levels, "valued": measured.valued, "n": measured.n}
+        values |= {"multilabel": measured.multilabel}
         channels = measured.channels if measured.valued else data.channels or measured.channels
         values |= {"channels": channels}
         values |= {"classes": tuple(map(str, range(classes)))}  # made up

@@ -201,6 +201,8 @@ def _resolve(
         tree["scale"], origin["scale"] = choice.scale, choice.why
     if choice.facts:
         _lower_batches(tree, origin, choice.facts.n, ours)
+        if choice.facts.multilabel:
+            _without_clusters(tree, origin, ours)
     if not problems:
         label = chain[-1].base.label
         problems += [Problem(label, f"`{key}` is required") for key in schema.missing(tree, rules)]
@@ -717,14 +719,29 @@ def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: C
     """Reduces each batch size that gz chose and that exceeds the set's n images to the largest power of two
     up to n. Its micro-batches do not grow. A batch size that the user chose is unchanged and rejected
     later."""
-    stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
-    for prefix, part in stages.items():
+    for prefix, part in _parts(tree):
         key = f"{prefix}train.batch_size"
-        if key in ours and isinstance(part, Mapping) and part["train"]["batch_size"] > n:
+        if key in ours and part["train"]["batch_size"] > n:
             train, fits = part["train"], 1 << (n.bit_length() - 1)
             train["accumulate"] = max(1, train["accumulate"] * fits // train["batch_size"])
             train["batch_size"] = fits
             origin[key] = f"{n} images"
+
+
+def _without_clusters(tree: dict[str, Any], origin: dict[str, str], ours: Collection[str]) -> None:
+    """Removes the clusters that gz chose for a conditional model, because images with several labels cannot
+    have clusters within classes. Clusters that the user chose are unchanged and rejected later."""
+    for prefix, part in _parts(tree):
+        key, model = f"{prefix}model.clusters", part["model"]
+        if key in ours and model["clusters"] and model.get("conditional"):
+            model["clusters"], part["params"] = 0, None
+            origin[key] = "images with several labels"
+
+
+def _parts(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each trained part of a recipe, with the prefix of its dotted keys."""
+    stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
+    yield from ((prefix, part) for prefix, part in stages.items() if isinstance(part, dict))
 
 
 def large_limits(recipe: Resolved) -> list[str]:

@@ -412,6 +412,38 @@ def test_a_batch_that_gz_chose_is_no_larger_than_the_set(write, shipped):
     assert batch(path, flags={"data.n": 17}) == (20, 4, "recipes/my.yaml:2")
 
 
+CLUSTERED = {
+    "cfm": "model",
+    "cddpm": "model",
+    "dit": "model",
+    "fm": "model",
+    "zigma": "model",
+    "vqvae": "stages.prior.model",
+}
+
+
+@pytest.mark.parametrize("model, section", CLUSTERED.items())
+def test_images_with_several_labels_have_no_clusters_unless_set(model, section, write):
+    """Clusters within classes need one class an image. The user's own clusters stay, and are refused."""
+
+    def clusters(what=model, data="chestmnist", conditional="true", sets=()):
+        sets = [f"{section}.conditional={conditional}", *sets]
+        recipe = resolve(what, data=data, sets=sets, flags={"scale": "small"})
+        part = recipe.parts[-1]
+        return part.options["clusters"], recipe.origin[f"{section}.clusters"].split(":")[0]
+
+    grey = clusters(data="mnist")
+    assert grey[0] == 100 and grey[1].startswith("for.small.grey recipes/")
+    assert clusters() == (0, "images with several labels")
+    assert clusters(conditional="false") == grey
+    assert clusters(sets=[f"{section}.clusters=50"]) == (50, "--set")
+    assert clusters(data="shapes-factors", sets=["data.channels=1"])[0] == 0
+    part = "{model: {clusters: 50}}"
+    part = part if section == "model" else f"{{stages: {{prior: {part}}}}}"
+    path = write("my.yaml", f"extends: {model}\nfor: {{small: {{grey: {part}}}}}\n")
+    assert clusters(path) == (50, "for.small.grey my.yaml")
+
+
 def test_set_takes_yaml(write):
     path = write("my.yaml", "model: {name: ddpm}")
     sets = ["model.mult=[1, 2]", "optim.betas=[0, .9]", "train.clip=1", "about=no", "train.clip=null"]

@@ -299,6 +299,20 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     assert not settings_lines(facts_of(SPECS["digits"]))
 
 
+def test_the_facts_say_whether_an_image_has_several_labels(tmp_path):
+    images = np.zeros((40, 8, 8), np.uint8)
+    np.savez(tmp_path / "one.npz", images=images, labels=np.arange(40) % 3)
+    np.savez(tmp_path / "several.npz", images=images, labels=np.eye(3, dtype=np.uint8)[np.arange(40) % 3])
+    for name, several in (("one", False), ("several", True)):
+        source = locate(tmp_path / f"{name}.npz")
+        assert facts_of(source).multilabel is several
+        pack = open_pack(source)
+        earlier = dict(pack.meta.facts)
+        del earlier["multilabel"]  # the facts of packs of earlier versions lack it
+        assert facts_of(source, meta=replace(pack.meta, facts=earlier)).multilabel is several
+    assert facts_of(SPECS["chestmnist"]).multilabel and not facts_of(SPECS["mnist"]).multilabel
+
+
 @pytest.mark.slow
 def test_whether_a_set_is_grey_is_measured(shared_data):
     for spec in (spec for spec in SPECS.values() if spec.embedded):

@@ -36,6 +36,7 @@ class Facts:
     n: int  # number of training images
     grey: bool = False  # whether the images are grey and stored as colour
     classes: int | None = None  # number of classes; 0: no labels, None: not known
+    multilabel: bool = False  # whether an image may have any number of the classes
     extras: tuple[str, ...] = ()  # extras of each image, from EXTRAS
     name: str = ""  # of the set
     levels: int | None = 256  # grey levels; None: real numbers
@@ -94,7 +95,8 @@ def measure(images: RawImages) -> Facts | None:
     channels = images.shape[0] if images.shape else 1 if grey else 3
     n = rows_of(split_plan(images.title, images.counts))["train"]
     grey = channels == 3 and grey
-    facts = Facts(height, width, channels, n, grey, len(images.classes), images.extras)
+    labels = (len(images.classes), images.multilabel)
+    facts = Facts(height, width, channels, n, grey, *labels, images.extras)
     return replace(facts, levels=images.values.levels, valued=True) if images.values else facts
 
 

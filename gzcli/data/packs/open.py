@@ -199,7 +199,7 @@ def facts_of(
     if isinstance(data, DataSpec):
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.trained_on)
-        facts = replace(facts, classes=spec.n_classes, extras=spec.extras)
+        facts = replace(facts, classes=spec.n_classes, multilabel=spec.multilabel, extras=spec.extras)
     else:
         if meta is None and not (meta := _packed(data)):
             try:
@@ -210,7 +210,7 @@ def facts_of(
                 return None
             values = surveyed and vars(surveyed)
         else:  # the pack counts the readable images
-            values = {**(meta.facts or {}), "n": meta.counts["train"]}
+            values = {**(meta.facts or {}), "n": meta.counts["train"], "multilabel": meta.multilabel}
         if not values:
             return None
         facts = Facts(**{key: values[key] for key in Facts.__dataclass_fields__ if key in values})
