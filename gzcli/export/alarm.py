@@ -404,11 +404,11 @@ def run(job: PortableJob, folder: Path, device: Any, log: Log) -> dict[str, Any]
     return facts | {"path": job.out, "files": names, "held_out": len(alarm.calibrated.held_out)}
 
 
-def check(fit: Fit) -> None:
-    """Raises MissingError if the packages of ONNX are missing, UsageError for a `fit` that the script does
-    not support."""
-    if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
-        message = f"an exported alarm needs {' and '.join(missing)}"
+def check(fit: Fit, *more: str) -> None:
+    """Raises MissingError if a package of ONNX or one of `more` is missing, UsageError for a `fit` that the
+    script does not support."""
+    if missing := [name for name in ("onnx", "onnxruntime", *more) if find_spec(name) is None]:
+        message = f"an exported alarm needs {', '.join(missing)}"
         raise MissingError(message, hint=install_line("gzcli[onnx]"))
     if fit not in ("crop", "stretch"):
         message = f"an exported alarm does not support `data.fit: {fit}`"

@@ -136,7 +136,7 @@ def strangest(maps: Tensor, rise: Tensor, of: Local, scales: Sequence[int]) -> T
 def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     """Writes the alarm of a run into a folder. Returns its line for `gz runs export`."""
     levels = trained.images.levels
-    alarm.check(trained.part.data.fit)
+    alarm.check(trained.part.data.fit, "onnxscript")  # which torch's exporter imports
     if trained.space is not None or levels in (None, 2):
         why = "binary images, whose pixels are drawn" if levels == 2 else "latents"
         raise UsageError(

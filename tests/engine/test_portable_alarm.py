@@ -14,6 +14,7 @@ from PIL import Image
 from refused import refused
 from zoo import CASES
 
+from gzcli.core.errors import MissingError
 from gzcli.data.packs.open import open_pack
 from gzcli.data.readers.folder import read_pictures
 from gzcli.engine.log import Log
@@ -155,6 +156,17 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
 def test_what_the_script_cannot_do_is_refused(tmp_path):
     alarm = cross.cross(parts(12), methods.METHODS["mean"].fit, folds=3)
     refused("`data.fit: pad`", export.write, alarm, (3, 16, 20), "pad", tmp_path / "alarm", {})
+
+
+def test_an_alarm_of_a_run_names_the_package_that_it_lacks(tmp_path, monkeypatch):
+    """Before the fit; an alarm of images does not need this package."""
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    case = next(case for case in CASES if case.model == "vae")
+    trained = load_trained(fit(recipe(case, steps=2)).run, "cpu")
+    words = (trained, tmp_path / "alarm", Log(mode="quiet"))
+    refused("an exported alarm needs onnxscript", export_run.write, *words, error=MissingError)
+    assert not (tmp_path / "alarm").exists()
+    export.check("crop")
 
 
 OF_DDPM = pytest.param("ddpm", 4, ("ood.starts=1", "ood.steps=2"), marks=pytest.mark.slow)
