@@ -28,7 +28,7 @@ from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import Scoring, Table, batches_of, map_of, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.cross import USUAL, quantiles
-from gzcli.metrics.alarms.methods import LOCAL, METHODS
+from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS
 from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import tails_of
 from gzcli.store import files
@@ -254,7 +254,9 @@ def chosen_in_words(scoring: Scoring) -> list[str]:
     if not (table := scoring.choice):
         return []
     shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in table.items())
-    text = f"synthetic defects detected on held-out images: {shares}; the last method uses no model"
+    text = f"synthetic defects detected on held-out images: {shares}"
+    if DEFAULT in table:
+        text += f"; `{DEFAULT}` uses no model"
     words = methods.in_words(scoring.settings)
     return [text, f"score: `{scoring.names[0]}`" + (f" with {words}" if words else "")]
 

@@ -19,7 +19,7 @@ from gzcli.data.sets.registry import DataSet, OwnSet, locate
 from gzcli.judge.images import Pick
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate
-from gzcli.metrics.alarms.choice import Choice, choose, detection, set_aside
+from gzcli.metrics.alarms.choice import FEWEST, Choice, choose, detection, set_aside
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import DEFAULT, METHODS, reduced_size
 from gzcli.metrics.alarms.stored import stored
@@ -140,9 +140,11 @@ def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
 
 def without_model(good: Pick, bad: Pick) -> dict[str, float]:
     """The share of the defective images that the method `DEFAULT`, fitted to the set's other training images,
-    detects."""
+    detects; {} if too few others remain."""
     train = good.pack.images("train")
     index = np.setdiff1d(np.arange(len(train)), good.index if good.split == "train" else [])
+    if len(index) < FEWEST:
+        return {}
     _, fitted = fit_chosen(DEFAULT, np.asarray(train[index[subset(len(index), FITTED // 2)]]))
     return {DEFAULT: detection(fitted.score(good.images()), fitted.score(bad.images()))}
 

@@ -23,9 +23,10 @@ from gzcli.data.sets import benchmarks
 from gzcli.data.sets.benchmarks import Benchmark, find_benchmark
 from gzcli.data.sets.registry import OwnSet
 from gzcli.engine.log import Log
-from gzcli.judge import alarm, ood, scores
+from gzcli.judge import alarm, methods, ood, scores
 from gzcli.judge.alarm import heat
-from gzcli.judge.local import few
+from gzcli.judge.images import Pick
+from gzcli.judge.local import few, with_defects
 from gzcli.judge.scores import map_of
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import METHODS
@@ -135,6 +136,18 @@ def test_how_pictures_were_read_is_in_the_notes(trained, tmp_path, monkeypatch):
         assert note.startswith("`input`: 12 images of 16 bits")
     foreign = ood.run(OodJob("model", "digits", (str(folder),)), tmp_path, CPU, Log(mode="quiet"))
     assert any("nearly black" in note for note in foreign["notes"])
+
+
+def test_a_method_without_a_model_needs_images_that_the_scores_do_not_use(tmp_path):
+    """The scores of a set with few held-out images use all its training images."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "good.npz", images=rng.integers(0, 256, (60, 8, 8), np.uint8))
+    pack = open_pack(tmp_path / "good.npz")
+    n = pack.meta.counts["train"]
+    for used, left in ((n, 0), (n - 11, 11), (n - 12, 12)):
+        good = Pick(pack, "train", np.arange(used))
+        bad, _ = with_defects(good)
+        assert set(methods.without_model(good, bad)) == ({"combined"} if left >= 12 else set())
 
 
 def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
