@@ -123,6 +123,11 @@ def entries_of(
     return entries, left_out
 
 
+def least_budget(budget: float, first: float) -> str:
+    """A budget that gives each model `SHORTEST` in the first round, if this one gives it `first` seconds."""
+    return f"{math.ceil(budget * SHORTEST / first)}s"
+
+
 def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progress: Report) -> Entry:
     """One training. The budget is split over its stages. Raises UsageError if that leaves a stage too little,
     or if the model does not fit the set."""

@@ -23,7 +23,7 @@ from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.data.packs.open import facts_of, pack_options
 from gzcli.data.sets.registry import locate
 from gzcli.launch.plan import Request, ask, trained
-from gzcli.league.league import SHORTEST
+from gzcli.league.league import SHORTEST, least_budget
 from gzcli.league.loop import Point, draw_curves
 from gzcli.league.training import AGAIN, Training, digest, stopped, train_judges
 from gzcli.metrics import networks
@@ -166,7 +166,8 @@ def sweep_of(
         message = (
             f"the budget gives each of {sweep.trials} trials only {sweep.first:.1g} s in the first round"
         )
-        raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget` or fewer values")
+        hint = f"use `--budget {least_budget(budget, sweep.first)}` or more, or fewer values"
+        raise UsageError(message, hint=hint)
     check(sweep, progress, dry_run)
     return sweep
 

@@ -26,7 +26,7 @@ from gzcli.data.packs.open import facts_of
 from gzcli.data.sets.registry import locate
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
-from gzcli.league.league import EXTRA, SHORTEST, Terms
+from gzcli.league.league import EXTRA, SHORTEST, Terms, least_budget
 from gzcli.league.loop import League, hold
 from gzcli.metrics import networks, standings
 from gzcli.models import catalog
@@ -158,7 +158,7 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     race = Race(models, terms, terms.budget)
     if (least := race.rounds[0][1]) < SHORTEST:
         message = f"the budget gives each of {len(models)} models only {least:.1g} s in the first round"
-        raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget`")
+        raise UsageError(message, hint=f"use `--budget {least_budget(terms.budget, least)}` or more")
     return race
 
 

@@ -363,3 +363,10 @@ def test_what_is_tried_is_read_and_refused_before_the_first_training(trained, ca
         said = " ".join(capsys.readouterr().err.split())
         assert code == 2 and message in said, (words, said)
     assert trained == []
+
+
+def test_a_short_budget_is_refused_with_one_that_suffices(call):
+    words = ("sweep", "vae", "--data", "digits", "--set", "optim.lr=1e-3,3e-3,1e-2,3e-2", "--dry-run")
+    code, _, stderr = call(*words, "--budget", "8s")
+    assert code == 2 and "hint: use `--budget 24s` or more" in stderr
+    assert call(*words, "--budget", "24s")[0] == 0

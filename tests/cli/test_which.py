@@ -218,7 +218,8 @@ def test_a_dry_run_tells_the_rounds(call):
     seconds = (plan["evaluation"] - 0.1 * 180) / turns
     assert 10 < seconds < 20, "each model's turn; the judges come with gz"
     code, _, stderr = call("which", "--data", "digits", "--budget", "5s", "--models", "vae,cvae", "--dry-run")
-    assert code == 2 and "gives each of 2 models" in stderr
+    assert code == 2 and "gives each of 2 models" in stderr and "hint: use `--budget 6s` or more" in stderr
+    assert call("which", "--data", "digits", "--budget", "6s", "--models", "vae,cvae", "--dry-run")[0] == 0
     code, _, stderr = call("which", "--data", "digits", "--cpu")
     assert code == 2 and "hint: gz which --data digits --budget 20m" in stderr
     assert call("which", "--data", "digits", "--budget", "3m", "--need", "speed")[0] == 2
