@@ -240,8 +240,8 @@ def covering(target: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Exchanges an image with the last one of the split's most frequent class, if that class then still
         has as many images there as the image's class."""
         if counts(code).max() > counts(code)[labels[image]] + 1:
-            other = np.flatnonzero((labels == counts(code).argmax()) & (target == code))[-1]
-            target[[image, other]] = target[[other, image]]
+            last = np.flatnonzero((labels == counts(code).argmax()) & (target == code))[-1]
+            target[[image, last]] = target[[last, image]]
 
     lacking = sum(counts(code) == 0 for code in drawn)
     for label in np.flatnonzero(counts(0) < TRAINED + lacking):
