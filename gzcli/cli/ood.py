@@ -142,7 +142,8 @@ def ood(
     layout = inspection_at(in_) if in_ and not benchmark else None
     inspected = None if input_ or out_ else layout
     model, unknown = jobs.model_and_words(model, ctx)
-    typed = " ".join(filter(None, [model, f"--in {quoted(in_)}" if in_ else None]))
+    model = opt.spelled(model, pretrained) if model else None
+    typed = " ".join(filter(None, [model and quoted(model), f"--in {quoted(in_)}" if in_ else None]))
     with jobs.misspellings(unknown, ctx):
         check_options(typed, input_, of_pictures, of_sets, alone=bool(inspected or export))
     of_model = {"--score": score, "--background": background, "--seeds": seeds, "--precision": precision}
@@ -155,74 +156,44 @@ def ood(
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
     inside = layout.home if layout else locate(name) if name else None
-    job: AlarmJob | OodJob
-    further = str(local(calibrate)) if calibrate and not is_set(calibrate) else calibrate
-    if method:
-        assert in_ and inside
-        with jobs.misspellings(unknown, ctx):
-            how: dict[str, Any] = {"method": method, "seed": seed, "size": size_in(unknown)}
-        how["launch"] = LaunchSection(opt.parse_gpus(gpus), cpu)
-        if submit or slurm:
-            name = f"ood-{slug(inside.key)}"
-            return jobs.submit("ood", name, seed, how["launch"], slurm, dry_run=dry_run)
-        of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
-        if out_:
-            outs = tuple(locate(name).reference for name in split_sets(out_))
-            label, job = label_of(outs), OodJob("", inside.reference, outs, n=n, full=full, **how)
-        else:
-            kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(input_ or ""))
-            label, at = slug(path.stem), str(path) if inspected or input_ else ""
-            job = kind("", inside.reference, at, rate(fpr), **how, **of_alarm)
-        if dry_run:
-            return show_dry_method(job)
-        if export:
-            exported = write_alarm(inside.reference, local(export), how | of_alarm)
-            if not input_:
-                return out.data(exported)
-        words = f"{model or ''} --in {quoted(in_)}".strip()
-        folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{label}")
-        result = jobs.do_job(folder, job)
-        return finish(result, folder, words, METHODS[result["method"]].mapped, report, fail)
-    assert model
-    model = opt.spelled(model, pretrained)
-    run, card, data, settings = of_runs(model, ctx, inside, split(score))
-    settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}
+    with jobs.misspellings(unknown if method else (), ctx):
+        scorer = (
+            of_method(method, inside, unknown) if method else of_runs(model or "", ctx, inside, split(score))
+        )
+    if map_ and scorer.card:
+        check_maps(scorer.card)
+    settings = {**scorer.settings, "checkpoint": checkpoint, "n": n, "full": full, "seed": seed}
     settings |= {"background": str(find_run(background).path) if background else None}
-    settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
-    if inspected:
-        settings |= {"calibrate": further}
-        label = f"inspect-{slug(inspected.path.stem)}"
-        job = InspectJob(input=str(inspected.path), fpr=rate(fpr), seeds=seeds, **settings)
-    elif input_ is not None:
-        if map_ and not card.maps:
-            from gzcli.models.catalog import cards
-
-            able = ", ".join(model.name for model in cards().values() if model.maps)
-            message = f"`{card.name}` has no anomaly maps"
-            raise UsageError(message, hint=f"models with maps: {able}")
-        path = local(input_)
-        label = f"input-{slug(path.stem)}"
-        settings |= {"calibrate": further}
-        job = AlarmJob(input=str(path), fpr=rate(fpr), maps=map_, png=png, seeds=seeds, **settings)
+    settings |= {"precision": precision, "launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
+    job: AlarmJob | OodJob
+    if inspected or input_ is not None or export:
+        kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(input_ or ""))
+        images = str(path) if inspected or input_ else ""
+        further = str(local(calibrate)) if calibrate and not is_set(calibrate) else calibrate
+        settings |= {"calibrate": further, "maps": map_ or bool(method), "png": png, "seeds": seeds}
+        job, label = kind(input=images, fpr=rate(fpr), **settings), slug(path.stem)
     else:
         lists = local(imglists) if imglists else None
-        if openood:
-            foreign = with_lists(openood, lists) if lists else at_hand(openood, data)
-        else:
-            foreign = [locate(name) for name in split_sets(out_ or "")]
-        outs = tuple(one.reference for one in foreign)
-        label = openood.name if openood else label_of(outs)
+        foreign = foreign_sets(out_, openood, lists, scorer.data)
         settings |= {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
-        job = OodJob(outs=outs, seeds=seeds or 1, **settings)
+        job = OodJob(outs=tuple(one.reference for one in foreign), seeds=seeds or 1, **settings)
+        label = openood.name if openood else label_of(job.outs)
     if submit or slurm:
-        return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm, dry_run=dry_run)
-    jobs.announce(run, model, data=inside.key if inside else None)
+        of = f"ood-{slug(model or job.ins)}"
+        return jobs.submit("ood", of, seed, job.launch, slurm, dry_run=dry_run)
+    if scorer.run:
+        jobs.announce(scorer.run, model or "", data=inside.key if inside else None)
     if dry_run:
-        return show_dry_sets(run, job) if isinstance(job, OodJob) else show_dry_alarm(run, job)
-    folder = claims.new_folder(run.path / "ood", label)
+        return show_dry(job, scorer.run)
+    if export:
+        assert isinstance(job, AlarmJob)
+        exported = write_alarm(job, local(export))
+        if input_ is None:
+            return out.data(exported)
+    folder = claims.new_folder(scorer.folder, f"{scorer.prefix}{label}")
     result = jobs.do_job(folder, job)
-    words = quoted(model) + (f" --in {quoted(in_)}" if in_ else "")
-    finish(result, folder, words, bool(card.maps), report, fail)
+    mapped = bool(scorer.card.maps if scorer.card else METHODS[result["method"]].mapped)
+    finish(result, folder, typed, mapped, report, fail)
 
 
 # -------------------------------------------------------------------------- checks, and what the runs decide
@@ -328,17 +299,34 @@ def size_in(words: list[str]) -> Any:
     return size
 
 
-def of_runs(
-    model: str, ctx: typer.Context, inside: DataSet | None, scores: list[str]
-) -> tuple[Run, ModelCard, DataSection, dict[str, Any]]:
-    """The first of the runs, its model, its data, and the settings of a job that depend on the runs."""
+class Scorer(NamedTuple):
+    """Runs that score images, or a method without training."""
+
+    settings: Mapping[str, Any]  # settings of jobs that depend on it
+    folder: Path  # of its outputs, whose names begin with the prefix
+    prefix: str = ""
+    run: Run | None = None  # the first of the runs
+    card: ModelCard | None = None  # of its model
+    data: DataSection | None = None  # of its recipe
+
+
+def of_method(method: str, inside: DataSet | None, words: list[str]) -> Scorer:
+    """A method that is fitted to the images of a set, with the options in these words."""
+    assert inside
+    settings = {"run": "", "ins": inside.reference, "method": method, "size": size_in(words)}
+    return Scorer(settings, user_dir("ood"), f"{inside.key}-")
+
+
+def of_runs(model: str, ctx: typer.Context, inside: DataSet | None, scores: list[str]) -> Scorer:
+    """The run of a model, and the further runs in the words of the command line."""
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
     from gzcli.recipe.schema import score_options
 
     words = ctx.args
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    run = find_run(model, data=inside.key if inside else None, typed=inside.reference if inside else None)
+    key = inside.key if inside else None
+    run = find_run(model, data=key, typed=inside.reference if inside else None)
     home = inside or locate(part_of(run.serving.tree()).data.name)
     runs = [run, *(find_run(word, data=home.key) for word in words[:at])]
     parts = [part_of(each.serving.tree()) for each in runs]
@@ -352,8 +340,18 @@ def of_runs(
     what = f"`gz ood {cards[0].name}`"
     options = jobs.method_options(words[at:], score_options(cards[0]), what, "ood", verb=ctx.command)
     paths = [str(each.path) for each in runs]
-    settings = {"run": paths[0], "others": tuple(paths[1:]), "ins": home.reference}
-    return run, cards[0], parts[0].data, settings | {"scores": chosen, "options": options}
+    settings: dict[str, Any] = {"run": paths[0], "others": tuple(paths[1:]), "ins": home.reference}
+    settings |= {"scores": chosen, "options": options}
+    return Scorer(settings, run.path / "ood", "", run, cards[0], parts[0].data)
+
+
+def check_maps(card: ModelCard) -> None:
+    """Raises UsageError if a model has no anomaly maps."""
+    from gzcli.models.catalog import cards
+
+    if not card.maps:
+        able = ", ".join(model.name for model in cards().values() if model.maps)
+        raise UsageError(f"`{card.name}` has no anomaly maps", hint=f"models with maps: {able}")
 
 
 def choose_scores(
@@ -401,6 +399,17 @@ def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
         message = f"`{benchmark.name}` defines its own data sets: `--in {benchmark.inside}`"
         raise UsageError(message, hint="omit `--in` and `--out`")
     return benchmark
+
+
+def foreign_sets(
+    names: str | None, benchmark: Benchmark | None, lists: Path | None, data: DataSection | None
+) -> list[DataSet]:
+    """The sets of `--out`, or those of a benchmark, either with lists in OpenOOD's folder or in the form of a
+    run's data."""
+    if benchmark is None:
+        return [locate(name) for name in split_sets(names or "")]
+    assert data
+    return with_lists(benchmark, lists) if lists else at_hand(benchmark, data)
 
 
 def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
@@ -455,12 +464,21 @@ def rate(text: str | None) -> float:
 # ---------------------------------------------------------------------------- what is printed
 
 
+def show_dry(job: OodJob | AlarmJob, run: Run | None) -> None:
+    """Prints the images that a run, or a method without training, would score, and the time."""
+    from gzcli.store.jobs import OodJob
+
+    if run is None:
+        return show_dry_method(job)
+    return show_dry_sets(run, job) if isinstance(job, OodJob) else show_dry_alarm(run, job)
+
+
 def show_dry_sets(run: Run, job: OodJob) -> None:
     """Prints the data sets that a run would score, and the time."""
     from gzcli.launch import scoring
 
     by, cost = cost_of(run, job, scoring.fitted_for_sets(job))
-    show_dry(job.ins, job.outs, by, scoring.of_sets(job, cost))
+    show_forecast(job.ins, job.outs, by, scoring.of_sets(job, cost))
 
 
 def show_dry_alarm(run: Run, job: AlarmJob) -> None:
@@ -477,7 +495,7 @@ def show_dry_alarm(run: Run, job: AlarmJob) -> None:
     enough = total if job.n is None else min(job.n, total or job.n)
     warn_if_few(job.fpr, needed, enough, "held-out")
     choosing = mapped(fitted) if is_chosen and fitted >= FEWEST else 0
-    show_dry(job.ins, [job.input], by, scoring.of_alarm(job, cost, compared, choosing))
+    show_forecast(job.ins, [job.input], by, scoring.of_alarm(job, cost, compared, choosing))
 
 
 def show_dry_method(job: OodJob | AlarmJob) -> None:
@@ -490,12 +508,12 @@ def show_dry_method(job: OodJob | AlarmJob) -> None:
 
     forecast = scoring.of_method(job, job.size or reduced_size(facts_of(locate(job.ins))))
     if isinstance(job, OodJob):
-        return show_dry(job.ins, job.outs, job.method or "", forecast)
+        return show_forecast(job.ins, job.outs, job.method or "", forecast)
     good, kind = scoring.good_images(job), "good"
     if job.calibrate:
         good, kind = counts_of(locate(job.calibrate), foreign=True), "further good"
     warn_if_few(job.fpr, fewest(job.fpr), sum(good.values()) if good else None, kind)
-    show_dry(job.ins, [job.input or job.ins], job.method or "", forecast)
+    show_forecast(job.ins, [job.input or job.ins], job.method or "", forecast)
 
 
 def warn_if_few(fpr: float, needed: int, n: int | None, kind: str) -> None:
@@ -539,7 +557,7 @@ def mapped(fitted: int) -> int:
     return min(MAPPED, fitted) + (DEFECTS if fitted >= FEWEST else 0)
 
 
-def show_dry(ins: str, against: Sequence[str], by: str, scoring: Scoring) -> None:
+def show_forecast(ins: str, against: Sequence[str], by: str, scoring: Scoring) -> None:
     """Prints the sets or images to score, the scores, and the forecast."""
     for label, text in (
         ("in", ins),
@@ -554,13 +572,14 @@ def show_dry(ins: str, against: Sequence[str], by: str, scoring: Scoring) -> Non
     out.data({"in": ins, "against": list(against), "by": by, **scoring.facts})
 
 
-def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str, Any]:
+def write_alarm(job: AlarmJob, place: Path) -> dict[str, Any]:
     """Exports the alarm of a method on good images into a folder. Returns the result as JSON."""
     from gzcli.store.jobs import PortableJob
 
     claims.check_empty(place)
     folder = claims.new_folder(user_dir("ood"), "export")
-    result = jobs.do_job(folder, PortableJob("", reference, "", ANY_RATE, out=str(place), **how))
+    settings = vars(job) | {"input": "", "fpr": ANY_RATE, "verb": PortableJob.verb}
+    result = jobs.do_job(folder, PortableJob(**settings, out=str(place)))
     out.info(
         f"`{result['method']}` with {result['held_out']:,} held-out scores: {', '.join(result['files'])}"
     )
