@@ -25,7 +25,7 @@ from gzcli.core.units import BUDGETS, MOST, about, count, counted, duration, fig
 from gzcli.data.packs.open import pack_options, peek
 from gzcli.data.sets.registry import locate, slug
 from gzcli.launch.slurm import check_printable
-from gzcli.metrics import networks, standings
+from gzcli.metrics import networks, selection, standings
 from gzcli.metrics.metric import column_of, help_text, metrics, one_distance, weights_of
 from gzcli.recipe.suggest import NEEDS
 from gzcli.store import claims
@@ -33,7 +33,7 @@ from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.runs import by_name
 
 if TYPE_CHECKING:
-    from gzcli.data.packs.open import PackOptions
+    from gzcli.data.packs.pack import PackMeta
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
@@ -190,18 +190,22 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     from gzcli.cli.plan import Drawing, show_drawing
     from gzcli.launch import forecast, launcher
 
+    form = pack_options(part_of(runs[0].serving.tree()).data) if runs else None
+    meta = peek(job.data, **form) if form else peek(job.data)
+    chosen = selection.choose(job.metrics, meta, job.split)
+    for note in selection.omitted(job.metrics, meta, job.split):
+        out.info(f"note: {note}")
     plan = launcher.plan(job.launch, every_gpu=False)
     drawers = {run.path: drawer for run in runs if (drawer := forecast.drawer_of_run(run, plan))}
     costs = forecast.drawn([*drawers.values()], kinds_of(job), partial(forecast.measured, say=out.info))
     cost_of = dict(zip(drawers, costs, strict=True))
-    form = pack_options(part_of(runs[0].serving.tree()).data) if runs else None
     likelihoods = sum(
-        cost_of[run.path].of_likelihoods(most_likelihoods(job, form), drawers[run.path].part.ood.budget)
+        cost_of[run.path].of_likelihoods(most_likelihoods(job, meta), drawers[run.path].part.ood.budget)
         for run in runs
         if run.path in cost_of
     )
     judged = forecast.judging(job.n, plan.gpus) * (len(runs) + images)
-    untrained = networks.TRAINING * len(networks.untrained(job.metrics, locate(job.data), form))
+    untrained = networks.TRAINING * len(networks.untrained(chosen, locate(job.data), meta))
     sets = f"{counted(images, 'set')} of images, " if images else ""
     times = ((likelihoods, "of test likelihoods"), (untrained, forecast.JUDGES_TRAINED))
     more = [f"about {about(seconds)} {what}" for seconds, what in times if seconds]
@@ -215,9 +219,9 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     show_drawing(rows, further, evaluation=seconds, judge_seconds=seconds)
 
 
-def most_likelihoods(job: BenchJob, form: PackOptions | None) -> int:
-    """The most test images whose likelihood is computed, in a form of the set."""
-    most, meta = job.likelihoods or MOST, peek(job.data, **form) if form else peek(job.data)
+def most_likelihoods(job: BenchJob, meta: PackMeta | None) -> int:
+    """The most test images whose likelihood is computed."""
+    most = job.likelihoods or MOST
     return min(most, meta.counts["test"]) if meta else most
 
 
@@ -441,16 +445,11 @@ def show_dry(terms: Terms, budget: str) -> None:
     out.data(facts | {"rows": costs, "left_out": dict(league.left_out)})
 
 
-def form_of(league: League) -> PackOptions:
-    return pack_options(league.entries[0].recipe.parts[-1].data)
-
-
 def judges_of(league: League, costs: Sequence[Mapping[str, Any]]) -> float:
     """The seconds to train the judges of a league with these costs, if anything is left to judge."""
     left = any(cost["judge_seconds"] for cost in costs)
-    terms = league.terms
-    untrained = networks.untrained(terms.job.metrics, locate(terms.data), form_of(league))
-    return left * networks.TRAINING * len(untrained)
+    judges = networks.untrained(league.metrics, locate(league.terms.data), league.pack)
+    return left * networks.TRAINING * len(judges)
 
 
 def costs_of(league: League) -> list[dict[str, Any]]:
@@ -460,7 +459,7 @@ def costs_of(league: League) -> list[dict[str, Any]]:
     from gzcli.league.league import is_judged
 
     terms, rows = league.terms, []
-    likelihoods = most_likelihoods(terms.job, form_of(league))
+    likelihoods = most_likelihoods(terms.job, league.pack)
     unjudged = {entry.key: entry for entry in league.entries if not is_judged(entry.run(), terms)}
     drawers = [forecast.Drawer.of(entry.request.recipe, entry.plan) for entry in unjudged.values()]
     costs = forecast.drawn(drawers, kinds_of(terms.job), partial(forecast.measured, say=out.info))

@@ -538,7 +538,7 @@ def cost_of(run: Run, job: OodJob | AlarmJob, fitted: int) -> tuple[str, Cost]:
 def judges_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> float:
     """The seconds to train the judge network by which these scores of a run compare images; 0 if it is
     trained or not needed."""
-    from gzcli.data.packs.open import pack_options
+    from gzcli.data.packs.open import pack_options, peek
     from gzcli.metrics import networks
     from gzcli.models.catalog import card_of
 
@@ -546,7 +546,8 @@ def judges_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> float:
     compares = set(names).intersection(card_of(run, part.model).perceptual_scores)
     if not compares or {**part.ood.options, **job.options}.get("pixels") or networks.has_lpips():
         return 0.0
-    judges = networks.untrained(("fd",), locate(job.ins), pack_options(part.data))
+    data = locate(job.ins)
+    judges = networks.untrained(("fd",), data, peek(data, **pack_options(part.data)))
     return networks.TRAINING * len(judges)
 
 

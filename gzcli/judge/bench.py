@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from gzcli.core import devices, ranks, streams
-from gzcli.core.errors import MissingError, UsageError, did_you_mean
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack, check_unchanged
@@ -45,6 +45,7 @@ from gzcli.metrics.metric import FETCHED, Figures, Metric, column_of, metrics, o
 from gzcli.metrics.quality.fd import Moments, moments, to_moments
 from gzcli.metrics.quality.neighbours import nearest
 from gzcli.metrics.second import second
+from gzcli.metrics.selection import choose, omitted
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store import files
 from gzcli.store.jobs import BenchJob
@@ -80,7 +81,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
     pack = open_pack(job.data, **common_form(models), say=log.info)
     for trained in models:
         check_unchanged(trained.run.owner.path, pack.meta)
-    judge = Judge(pack, choose(job.metrics, pack), job, device, log)
+    judge = Judge(pack, choose(job.metrics, pack.meta, job.split), job, device, log)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]
     for trained, entry, variant in zip(models, contestants, variants, strict=True):
         since = time.monotonic()
@@ -96,22 +97,6 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
         return {}
     with ranks.alone():
         return judge.compare_all(contestants, folder, processes)
-
-
-def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The named metrics (`nats` means `bpd`). If none is named, the cheap ones that need no download."""
-    table = metrics()
-    if names is None:
-        photographs = pack is not None and pack.meta.shape[0] == 3 and pack.meta.values is None
-        colour = photographs and networks.is_installed()
-        ways = ("always", "colour") if colour else ("always",)
-        return [name for way in ways for name, metric in table.items() if metric.default == way]
-    names = ["bpd" if name == "nats" else name for name in names]
-    for name in names:
-        if name not in table:
-            hint = did_you_mean(name, table) or f"choose from {', '.join(table)}"
-            raise UsageError(f"there is no metric `{name}`", hint=hint)
-    return list(dict.fromkeys(names))
 
 
 def sampler_of(trained: Trained) -> dict[str, Any]:
@@ -500,6 +485,7 @@ class Judge:
         """Notes on metrics that could be misread."""
         lines, names = [], {metric.name for metric in self.metrics}
         sizes = list(dict.fromkeys(floor.n for floor in floors))
+        lines += omitted(self.job.metrics, self.pack.meta, self.job.split)
         install = "" if "lite" in self.spaces else "; for others, install `gzcli[features]`"
         for name in [name for name in self.judges if name not in self.living]:
             lines.append(f"{self.judges[name].is_dead(name)}: its metrics are omitted{install}")

@@ -23,6 +23,7 @@ from gzcli.engine.trained import Trained
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.pretrained import Features
+from gzcli.metrics.selection import COUNTERPART
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -30,8 +31,6 @@ DRAWS = 20  # draws of real images over which the floor is averaged
 BANK = 50_000  # maximum number of real images from which they are drawn
 BATCH_SIZE = 1000  # images whose clusters are computed at once
 TIMES = 10  # the same for fewer samples, as a multiple of their number
-# Split to compare with → split whose images replace samples.
-COUNTERPART = {"test": "train", "val": "train", "train": "test", "all": "all"}
 Space = Features | NetFeatures
 
 

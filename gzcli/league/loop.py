@@ -13,6 +13,8 @@ from gzcli.core import signals
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import counted, duration
+from gzcli.data.packs.open import pack_options, peek
+from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import locate
 from gzcli.launch import jobs, launcher
 from gzcli.league.league import (
@@ -28,6 +30,7 @@ from gzcli.league.league import (
 )
 from gzcli.league.training import AGAIN, stopped, train_judges
 from gzcli.metrics import standings
+from gzcli.metrics.selection import choose
 from gzcli.store import claims, files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -45,17 +48,21 @@ class League:
     entries: Sequence[Entry]
     left_out: Mapping[str, str]  # model → why it does not take part
     folder: Path
+    pack: PackMeta | None  # that of the real images; None if they are not packed
+    metrics: Sequence[str]  # names of the metrics
 
     @classmethod
     def of(cls, terms: Terms, budget: str, *, say: Say = silent, progress: Report = unreported) -> League:
         """The league of these terms. `budget` is the budget as typed. Raises UsageError if no model can take
-        part."""
+        part, or if a metric needs more real images."""
         entries, left_out = entries_of(terms, say=say, progress=progress)
         if not entries:
             hint = next(iter(left_out.values()), None)
             raise UsageError(f"no model can be trained on `{terms.data}`", hint=hint)
         name = f"league-{locate(terms.data).key}-{budget.strip()}-{terms.key}"
-        return cls(terms, entries, left_out, user_dir("bench") / name)
+        pack = peek(terms.data, **pack_options(entries[0].recipe.parts[-1].data))
+        chosen = choose(terms.job.metrics, pack, terms.job.split)
+        return cls(terms, entries, left_out, user_dir("bench") / name, pack, chosen)
 
     def name_of(self, entry: Entry) -> str:
         return f"{entry.model} seed {entry.seed}" if len(self.terms.seeds) > 1 else entry.model

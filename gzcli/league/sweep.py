@@ -20,7 +20,7 @@ from gzcli.core import signals
 from gzcli.core.errors import DamagedError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.data.packs.open import facts_of, pack_options
+from gzcli.data.packs.open import facts_of, pack_options, peek
 from gzcli.data.sets.registry import locate
 from gzcli.launch.plan import Request, ask, trained
 from gzcli.league.league import SHORTEST, least_budget
@@ -357,7 +357,8 @@ def judging(sweep: Sweep) -> float:
     facts = facts_of(data_set, size=data.size, channels=data.channels)
     if facts and networks.published_judges(facts) and part.train.best != "fd":
         return 0.0
-    return networks.TRAINING * len(networks.untrained(("fd",), data_set, pack_options(data)))
+    pack = peek(data_set, **pack_options(data))
+    return networks.TRAINING * len(networks.untrained(("fd",), data_set, pack))
 
 
 def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:

@@ -22,7 +22,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Say, silent
 from gzcli.core.units import duration
 from gzcli.data.packs.facts import Facts
-from gzcli.data.packs.open import facts_of
+from gzcli.data.packs.open import facts_of, peek
 from gzcli.data.sets.registry import locate
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
@@ -74,7 +74,7 @@ class Race:
             for n, seconds in self.rounds
         )
         data = locate(self.terms.data)
-        judges = networks.untrained(metrics_of(facts_of(data)), data)
+        judges = networks.untrained(metrics_of(facts_of(data)), data, peek(data))
         return SHARE * self.budget + sum(each) + len(judges) * networks.TRAINING
 
 

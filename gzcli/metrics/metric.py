@@ -62,6 +62,7 @@ class Metric:
     features: str = ""  # the space for comparing images: that of a network, or "pixels"
     width: int | None = None  # number of features of a raw Fréchet distance
     weights: str = ""  # downloaded weights besides those of its features
+    fewest: int = 4  # fewest images in each set that it compares; an interval comes from their halves
     default: Literal["", "always", "colour"] = ""  # the sets for which it is a default metric
     floor: Literal["draws", "test", "train"] = "draws"  # real images used instead of samples
     of_sampler: bool = False  # whether `of_model` depends on the sampler

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from gzcli.core.units import as_size
 from gzcli.data.packs.facts import FEW, Facts
-from gzcli.data.packs.open import PackOptions, peek
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSet
 from gzcli.metrics.metric import metrics
@@ -52,12 +51,9 @@ def places(recipe: str, meta: PackMeta) -> tuple[Path, Path]:
     return SHIPPED / name, cache_dir("features") / name
 
 
-def untrained(names: Iterable[str] | None, data: DataSet, form: PackOptions | None = None) -> list[str]:
-    """The judges that these metrics (None: the default ones) use, and that a set lacks in this form."""
-    table = metrics()
-    chosen = [table[name] for name in names if name in table] if names is not None else table.values()
-    spaces = {metric.features for metric in chosen if names is not None or metric.default == "always"}
-    meta = peek(data, **form) if form else peek(data)
+def untrained(names: Iterable[str], data: DataSet, meta: PackMeta | None) -> list[str]:
+    """The judges that these metrics use, and that a set with this pack lacks."""
+    spaces = {metrics()[name].features for name in names}
     if not meta:  # its pack would identify them
         return [] if data.key in WITH_JUDGES else [judge for judge in RECIPES if judge in spaces]
     return [

@@ -18,7 +18,7 @@ from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.ranks import gather, joined
 from gzcli.core.sections import DataSection, LaunchSection, Part
 from gzcli.core.types import Applied, DataInfo
-from gzcli.data.packs.open import counts_of
+from gzcli.data.packs.open import counts_of, open_pack
 from gzcli.data.sets.registry import locate
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
@@ -105,6 +105,17 @@ def test_a_dry_run_times_what_a_run_did_not_measure(call, home, monkeypatch):
     assert json.loads(folder)["out"] == str(Path("here").absolute())
     call("bench", "pretrained:fm-glyphs", "-n", "100", "--dry-run")
     assert jobs_done[-1].parts[0]["draws"] == ("samples", "exact", "bound")
+
+
+def test_a_dry_run_names_metrics_with_too_few_images(call, home, tmp_path):
+    images = np.zeros((60, 8, 8), np.uint8)
+    np.savez(few := tmp_path / "few.npz", images=images), np.savez(tmp_path / "theirs.npz", images=images)
+    least = f"`prc_lenet` needs at least 12 test images, but `{open_pack(few).meta.name}` has 6"
+    words = ("bench", str(tmp_path / "theirs.npz"), "--data", str(few), "--dry-run")
+    code, _, shown = call(*words)
+    assert code == 0 and f"note: omitted: {least}; use `--split all`" in " ".join(shown.split())
+    code, _, shown = call(*words, "--metrics", "prc_lenet")
+    assert code == 2 and least in " ".join(shown.split())
 
 
 FITS = {"fit_seconds": 0.01, "train_fit_seconds": 0.0, "map_seconds": 0.02}  # of an image

@@ -20,6 +20,7 @@ import pytest
 import scipy.stats
 import torch
 from PIL import Image
+from refused import refused
 from uncached import uncached_samples
 from zoo import CASES, DDPM, FM
 
@@ -514,6 +515,14 @@ def test_a_wrong_league_is_refused(call, monkeypatch):
             monkeypatch.setattr(league, "shares_of", lambda recipe, plan, say: [0.25, 0.75])
         code, _, said = call("bench", *words)
         assert code == 2 and message in " ".join(said.split()), words
+
+
+def test_a_metric_with_too_few_images_is_refused_before_a_training(home, tmp_path):
+    np.savez(few := tmp_path / "few.npz", images=np.zeros((60, 16, 16), np.uint8))
+    job = league.BenchJob((), str(few), ("prc_lenet",), split="val")
+    terms = league.Terms(str(few), 60.0, ("vae",), (0,), job, 0)
+    least = f"`prc_lenet` needs at least 12 validation images, but `{open_pack(few).meta.name}` has 6"
+    refused(least, loop.League.of, terms, "1m", hint="add images")
 
 
 def test_all_models_that_draw_by_themselves_take_part(call):

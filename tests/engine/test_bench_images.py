@@ -28,6 +28,8 @@ from gzcli.metrics.interval import Interval
 from gzcli.metrics.metric import column_of
 from gzcli.metrics.quality import worth
 from gzcli.metrics.quality.fd import frechet_distance
+from gzcli.metrics.second import second
+from gzcli.metrics.selection import choose
 from gzcli.store import runs
 from gzcli.store.jobs import BenchJob
 
@@ -119,6 +121,26 @@ def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
     refused("`fd` has 64 features", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "wide.npz"))
     np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64), features="another")
     refused("a different network from", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "other.npz"))
+
+
+def test_metrics_with_too_few_real_images_are_omitted_or_refused(paths, digits, tmp_path, monkeypatch):
+    """The usual ones are omitted. Named ones are refused before a judge is trained."""
+    arrays = {"images": digits.images("train")[:60, 0], "labels": digits.labels("train")[:60]}
+    np.savez(few := tmp_path / "few.npz", **arrays, class_names=list(map(str, range(10))))
+    name = open_pack(few).meta.name
+    least = f"`prc_lenet` needs at least 12 test images, but `{name}` has 6"
+    with monkeypatch.context() as patched:
+        patched.setattr(bench, "lenet", lambda *_, **how: pytest.fail("trained"))
+        named = {"data": str(few), "metrics": ("fd", "prc_lenet")}
+        refused(least, run, tmp_path, paths / "train", hint="use `--split all`, or omit it", **named)
+    for judge in (lenet, second):
+        monkeypatch.setattr(bench, judge.__name__, lambda pack, judge=judge, **how: judge(digits))
+    result = run(tmp_path, paths / "train", data=str(few), metrics=None, n=60)
+    within = f"`fd_class` needs at least 11 test images, but `{name}` has 6"
+    for message in (least, within):
+        assert f"omitted: {message}; use `--split all`" in result["notes"]
+    assert "fd" in result["floor"] and "precision_lenet" not in result["floor"]
+    assert {"prc_lenet", "fd_class"} <= {*choose(None, open_pack(few).meta, "all")}
 
 
 def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):

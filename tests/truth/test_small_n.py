@@ -312,3 +312,12 @@ def test_at_few_pictures_the_robust_metrics_see_a_blur_that_the_raw_distance_har
     assert times_floor(sliced_wasserstein) > raw
     distance: Interval = kid(blur, real)
     assert distance.value > 20 * abs(kid(fresh, real).value) and distance.low > 0.5 * distance.value
+
+
+def test_metrics_and_their_intervals_need_no_more_images_than_declared():
+    rng = np.random.default_rng(0)
+    for metric in metrics().values():
+        if metric.compare and metric.name != "is":  # `is` reads logits of photographs
+            sides = (gaussian(rng, metric.fewest, width=64) for _ in "ab")
+            for figure in metric.compare(*sides, True).values():
+                assert np.isfinite([figure.value, figure.low, figure.high]).all(), metric.name

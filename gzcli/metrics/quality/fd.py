@@ -20,6 +20,7 @@ from gzcli.metrics.metric import Array, Column, Figures, Metric
 WIDE = 256  # from this number of features, an interval has fewer draws, because each takes about a second
 DRAWS, FEW_DRAWS = 50, 12  # splits of the images into halves, for the interval
 INFINITY_DRAWS = CLASS_DRAWS = 20
+FEWEST_INFINITY = 10  # images in each set
 POINTS = 15  # numbers of images from which `fd_inf` is extrapolated
 # A class has few images, so terms of two rows dominate its distance. Halves would be up to √3 times too wide.
 CLASS_FRACTION = 0.9
@@ -45,7 +46,7 @@ def frechet_infinity(fake: Array, real: Array, *, seed: int = 0) -> float:
     import numpy as np
 
     n = min(len(fake), len(real))
-    if n < 10:
+    if n < FEWEST_INFINITY:
         raise UsageError("an extrapolated Fréchet distance needs at least ten images in each set")
     # Below two rows a feature the distance does not fall as 1/n yet: half of the rows at most are left out.
     least = max(0.1, min(0.5, 2 * np.shape(real)[1] / n))
@@ -131,7 +132,7 @@ FD_CLASS = Column("fd_class", "down", keep=5, meaning="Fréchet distance within 
 METRICS = (
     metric("fd", 10, "lenet", 64, 1, frechet_distance, default="always"),
     metric("fd_second", 15, "second", 64, 3, frechet_distance, default="always"),
-    metric("fd_inf", 20, "lenet", 64, None, frechet_infinity),
+    metric("fd_inf", 20, "lenet", 64, None, frechet_infinity, fewest=2 * FEWEST_INFINITY),
     Metric("fd_class", 25, (FD_CLASS,), "lenet", default="always", within=within),
     metric("fd_lite", 210, "lite", 1280, 12, frechet_distance),
     metric("fd_lite_pca", 220, "lite", 1280, None, pca_frechet),

@@ -152,7 +152,8 @@ def metric(order: int, features: str, **options: Any) -> Metric:
         Column(f"{figure}_{features}", "up", keep=keep, beside=features == "lenet" and keep > LEAST)
         for figure, keep in KEEP.items()
     )
-    return Metric(f"prc_{features}", order, columns, features, compare=partial(compare, features), **options)
+    how: dict[str, Any] = {"fewest": 2 * (FAR + 1), "compare": partial(compare, features)}
+    return Metric(f"prc_{features}", order, columns, features, **how, **options)
 
 
 MEMORY = (Column("authenticity", "up"), Column("duplicates", "down"))
