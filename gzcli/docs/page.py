@@ -287,6 +287,8 @@ def league_seeds(data: str, scale: str) -> str:
         models.setdefault(int(row.get("seeds") or 1), []).append(row["model"])
     if set(models) <= {1}:
         return "1 seed for each model: ± covers only the choice of images."
+    if len(models) == 1:
+        return f"{next(iter(models))} seeds for each model: ± is half of a 95 % interval over trainings."
     names = {n: ", ".join(f"`{name}`" for name in some) for n, some in models.items()}
     several = [f"{some}: {n} seeds" for n, some in names.items() if n > 1]
     single = ["the other models: 1 seed, so their ± covers only the choice of images"] if 1 in models else []

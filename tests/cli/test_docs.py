@@ -32,6 +32,7 @@ from gzcli.docs.page import (
     as_markdown,
     as_text,
     league_facts,
+    league_seeds,
     objective,
     page_of,
     rendered,
@@ -215,6 +216,19 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     assert row in lines and "Rows that others added have no rank." in league
     row = "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – | 480 s | 62 | – | – | – | – |"
     assert row in lines
+
+
+def test_a_league_says_what_its_intervals_cover(monkeypatch):
+    def sentence(**seeds):
+        rows = [{"model": name, "seeds": n} for name, n in seeds.items()]
+        monkeypatch.setattr(measured, "standings", lambda data, scale: rows)
+        return league_seeds("mnist", "tiny")
+
+    assert sentence(vae="3", fm="3") == (
+        "3 seeds for each model: ± is half of a 95 % interval over trainings."
+    )
+    assert sentence(vae="2", fm="3") == "`vae`: 2 seeds; `fm`: 3 seeds."
+    assert sentence(vae="", fm="") == "1 seed for each model: ± covers only the choice of images."
 
 
 def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatch):
