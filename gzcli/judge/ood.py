@@ -168,11 +168,12 @@ def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device)
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
     images = [pick.pack.images("test")[pick.index] for pick in picks.values()]
     few = train[subset(len(train), FITTED)]
+    neighbours = METHODS["knn_pixels"].fit(train[index])
     residuals = {name: METHODS[name].fit(few, **defaults(name, sides(few.shape[1:]))) for name in RESIDUALS}
     columns = {
         "png": list(map(baselines.png_size, images)),
         "mean": list(map(baselines.pixel_mean, images)),
-        "knn_pixels": baselines.knn_pca(train[index], images),
+        "knn_pixels": [neighbours.score(each) for each in images],
         **{name: [fitted.score(each) for each in images] for name, fitted in residuals.items()},
     }
     if home.meta.shape[0] == 3 and networks.is_installed():

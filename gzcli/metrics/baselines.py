@@ -43,20 +43,6 @@ def pixel_mean(images: np.ndarray) -> np.ndarray:
     return np.asarray(images).reshape(len(images), -1).mean(1, dtype=np.float64)
 
 
-def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: int = 64) -> list[np.ndarray]:
-    """Distances to the k-th neighbour in `train`, in its first principal components."""
-    from sklearn.decomposition import PCA
-
-    flat, *queries = (np.asarray(a).reshape(len(a), -1).astype(np.float32) / 255 for a in (train, *images))
-    count, values = flat.shape
-    # for few images, the covariance is larger than their matrix
-    exact = "full" if 4 * count <= values else "covariance_eigh"
-    solver = exact if values <= 4096 else "randomized"
-    pca = PCA(min(dims, *flat.shape), svd_solver=solver, random_state=0)
-    bank = pca.fit_transform(flat)
-    return [nearest(pca.transform(query), bank, k=min(k, len(bank)))[0][:, -1] for query in queries]
-
-
 def knn_features(train: np.ndarray, features: list[np.ndarray], *, k: int = 1) -> list[np.ndarray]:
     """For each array of `features`, the distances to the k-th neighbour in `train`, with all features
     normalised to length 1 (Sun et al. 2022, arXiv:2204.06507, §3)."""

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from gzcli.core.errors import DivergedError
 from gzcli.metrics import baselines, conformal
+from gzcli.metrics.alarms.whole import fit_knn_pixels
 from gzcli.metrics.detection import detection
 
 
@@ -98,8 +99,8 @@ def test_knn_equals_neighbours_in_pixels_when_no_component_is_dropped():
     rng = np.random.default_rng(6)
     sets = (0, 100, 80), (0, 100, 20), (150, 250, 20)
     train, seen, far = (rng.integers(lo, hi, (n, 1, 6, 6), dtype=np.uint8) for lo, hi, n in sets)
-    near, away = baselines.knn_pca(train, [seen, far], k=3, dims=64)
-    direct = NearestNeighbors(n_neighbors=3).fit(train.reshape(80, -1) / 255.0)
+    near, away = map(fit_knn_pixels(train).score, (seen, far))
+    direct = NearestNeighbors(n_neighbors=5).fit(train.reshape(80, -1) / 255.0)
     assert np.allclose(near, direct.kneighbors(seen.reshape(20, -1) / 255.0)[0][:, -1], atol=1e-5)
     assert detection(near, away)["auroc"] == 1
     assert np.allclose(baselines.pixel_mean(seen), seen.mean((1, 2, 3)))

@@ -12,7 +12,7 @@ from gzcli.metrics.alarms.fitted import Fitted, reduced
 from gzcli.metrics.alarms.pca import Components, components
 from gzcli.metrics.quality.neighbours import nearest
 
-NEIGHBOUR, DIMENSIONS = 5, 64  # as in `baselines.knn_pca`
+NEIGHBOUR, DIMENSIONS = 5, 64  # number of the neighbour, and of components
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ PLAIN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class KnnPixels(Fitted):
+    """The distance to the `NEIGHBOUR`-th nearest good image, in the first principal components."""
+
     components: Components
     bank: np.ndarray  # float32 [N, dimensions]
 
