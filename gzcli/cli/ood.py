@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -575,6 +574,7 @@ def show_forecast(ins: str, against: Sequence[str], by: str, scoring: Scoring) -
 
 def write_alarm(job: AlarmJob, place: Path) -> dict[str, Any]:
     """Exports the alarm of a method on good images into a folder. Returns the result as JSON."""
+    from gzcli.metrics.conformal import lowest_rate
     from gzcli.store.jobs import PortableJob
 
     claims.check_empty(place)
@@ -584,7 +584,7 @@ def write_alarm(job: AlarmJob, place: Path) -> dict[str, Any]:
     out.info(
         f"`{result['method']}` with {result['held_out']:,} held-out scores: {', '.join(result['files'])}"
     )
-    least = max(1.0, math.ceil(1000 / (result["held_out"] + 1)) / 10)
+    least = max(1.0, lowest_rate(result["held_out"]))
     then = (f"python {quoted(place / 'judge.py')} ./today --fpr {least:g}%", "run it without gz")
     end([f"exported to {quoted(place)}", took()], [then])
     return result

@@ -207,7 +207,7 @@ def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
     total = len(held_out.index)
     if not job.calibrate and fitted.split == held_out.split:  # at a lower rate, these would calibrate too
         total += len(fitted.index)
-    check_enough(total, job, names, scoring.home)
+    check_held_out(total, job, names, scoring.home)
     if scoring.is_free:
         scoring.choose(fitted)
     return held_out, fitted
@@ -232,7 +232,7 @@ def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple
     return Pick(home, split, order[k:], by_content=True), Pick(home, split, np.sort(order[:k]))
 
 
-def check_enough(total: int, job: AlarmJob, names: Sequence[str], home: Pack) -> None:
+def check_held_out(total: int, job: AlarmJob, names: Sequence[str], home: Pack) -> None:
     """Raises UsageError if there are too few held-out images for the false-alarm rate. The hint is a command
     that reaches the rate."""
     n, least_images = total if job.n is None else min(job.n, total), conformal.fewest(job.fpr, len(names))
@@ -240,7 +240,7 @@ def check_enough(total: int, job: AlarmJob, names: Sequence[str], home: Pack) ->
         return
     by, fewer = (f" with {len(names)} scores", "one score with `--score`, ") if len(names) > 1 else ("", "")
     larger = "a larger `-n`, " if total >= least_images else ""
-    least = np.ceil(1000 * len(names) / (total + 1)) / 10
+    least = conformal.lowest_rate(total, len(names))
     rate = f"a false-alarm rate of {percent(job.fpr)}{by}"
     message = f"{rate} needs {least_images:,} held-out images, but there are only {n:,}"
     hint = f"use {fewer}{larger}`--fpr {least:g}%` or more, or give more good images with `--calibrate DIR`"
@@ -324,7 +324,7 @@ def notes(
             f"score flags at {percent(job.fpr / count)}"
         )
     if any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in thresholds.items()):
-        least = np.ceil(1000 * 2 * count / (n + 1)) / 10
+        least = conformal.lowest_rate(n, 2 * count)
         lines.append(
             f"{n:,} held-out images are too few to flag unusually simple images, such as blank ones, "
             f"at {percent(job.fpr)}; use `--fpr {least:g}%`"

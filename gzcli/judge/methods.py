@@ -61,7 +61,7 @@ def open_good(job: AlarmJob, say: Say) -> Good:
     if job.calibrate:
         calibrating = open_pack(job.calibrate, **form, foreign=True, say=say)
     good = Good(pack, form, splits, images, calibrating)
-    check_enough(good, job)
+    check_good_images(good, job)
     return good
 
 
@@ -89,8 +89,8 @@ def is_good_test(data: DataSet, verb: str) -> bool:
     return not isinstance(data, OwnSet) or not open_path(data.path, data.form).counts.get("test")
 
 
-def check_enough(good: Good, job: AlarmJob) -> None:
-    """Raises UsageError if there are too few images for the false-alarm rate. The hint is a command that
+def check_good_images(good: Good, job: AlarmJob) -> None:
+    """Raises UsageError if there are too few good images for the false-alarm rate. The hint is a command that
     reaches the rate."""
     needed = conformal.fewest(job.fpr)
     n = good.held_out.meta.counts["test"] if good.held_out else len(good.images)
@@ -98,7 +98,7 @@ def check_enough(good: Good, job: AlarmJob) -> None:
         return
     of = "further good images" if good.held_out else "good images"
     rate = f"a false-alarm rate of {percent(job.fpr)}"
-    least = np.ceil(1000 / (n + 1)) / 10
+    least = conformal.lowest_rate(n)
     more = f"{needed:,} images" + ("" if good.held_out else ", or more good ones with `--calibrate DIR`")
     line = line_of(job, job.method or DEFAULT, least / 100)
     message = f"{rate} needs {needed:,} {of}, but there are only {n:,}"

@@ -73,6 +73,11 @@ def fewest(fpr: float, scores: int = 1) -> int:
     return math.ceil(scores / fpr - 1 - ROUNDING)
 
 
+def lowest_rate(n: int, scores: int = 1) -> float:
+    """The lowest rate, in percent, that n held-out images allow, rounded up to a tenth."""
+    return math.ceil(1000 * scores / (n + 1)) / 10
+
+
 def flagged(p: np.ndarray, fpr: float) -> np.ndarray:
     """Which images are flagged, bool [N]: those whose p-value is at most `fpr`."""
     return p <= fpr * (1 + ROUNDING)

@@ -121,6 +121,10 @@ def test_a_p_value_is_a_place_in_an_order_and_thresholds_flag_alike():
     assert (conformal.p_values(held_out, np.full(3, 4.5), tails=2) == 1).all()
     assert conformal.fewest(0.01) == 99 and conformal.fewest(0.05) == 19 and conformal.fewest(0.3) == 3
     assert conformal.fewest(0.01, scores=3) == 299
+    for n, scores in itertools.product(range(5, 300), (1, 2, 6)):
+        rate = conformal.lowest_rate(n, scores)
+        enough, short = (conformal.fewest(percent / 100, scores) for percent in (rate, rate - 0.1))
+        assert enough <= n < short, (n, scores)
     # too few images flag nothing, and the lower tail needs two places
     for n, fpr, tails in itertools.product((9, 99, 100, 730), (0.01, 0.05, 0.1, 0.3), (1, 2)):
         held_out = np.random.default_rng(n).normal(size=n).round(1)
