@@ -16,6 +16,7 @@ from draws import train_batches
 from pictures import BLUE, GREEN, RED, encoded, png, write
 from PIL import Image
 
+import gzcli
 from gzcli.cli.app import run
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import DataSection, Part, TrainSection
@@ -28,7 +29,7 @@ from gzcli.data.packs.open import facts_of, open_pack, pack_options, peek, size_
 from gzcli.data.readers.embedded import MAKERS
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS
-from gzcli.data.readers.pictures import Decoding, bucket, cropping, decode, look, notes_in_words
+from gzcli.data.readers.pictures import Decoding, bucket, cropping, decode, look, notes_in_words, sides_of
 from gzcli.data.readers.publishers import PARSERS
 from gzcli.data.sets.registry import SPECS, locate
 from gzcli.engine.sheets import columns_of, grid
@@ -544,11 +545,32 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatc
                 pytest.fail(kind)
 
 
-def test_rotation_by_exif():
-    image = Image.new("RGB", (16, 16), BLUE)
-    image.paste(RED, (0, 0, 16, 8))  # red on top
-    exif, out = Image.Exif(), io.BytesIO()
-    exif[0x0112] = 6  # shown turned by 90° clockwise: red to the right
-    image.save(out, "PNG", exif=exif)
-    pixels, _ = decode(out.getvalue(), "a", Decoding(None, 3))
-    assert pixels[:, 8, 14].tolist() == list(RED) and pixels[:, 8, 1].tolist() == list(BLUE)
+TURNS = {  # EXIF orientation → how an upright image is stored
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_rotation_by_exif(kind):
+    """Files and the images that Python opens from them are upright, and so are the sides in a header."""
+    image = Image.new("RGB", (16, 24), BLUE)
+    image.paste(RED, (0, 0, 8, 12))  # red in the top left corner
+    opened = []
+    for orientation, turn in TURNS.items():
+        exif, out = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        (image.transpose(turn) if turn is not None else image).save(out, kind, exif=exif)
+        pixels, _ = decode(out.getvalue(), "a", Decoding(None, 3))
+        assert sides_of(out.getvalue()) == (16, 24) and pixels.shape == (3, 24, 16), orientation
+        reds = pixels[0, [4, 4, 20, 20], [4, 12, 4, 12]] > pixels[2, [4, 4, 20, 20], [4, 12, 4, 12]]
+        assert reds.tolist() == [True, False, False, False], orientation
+        opened.append(Image.open(out))
+    upright = gzcli.open_data(opened).images("train")
+    assert (upright[:, 0, 4, 4] > upright[:, 2, 4, 4]).all()

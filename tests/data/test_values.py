@@ -184,6 +184,19 @@ def test_a_tiff_of_many_values_a_pixel(tmp_path):
         assert depth == levels and np.array_equal(values, array.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_of_many_bits_is_turned_upright(orientation):
+    """Pillow turns a grey TIFF; gz turns one that Pillow does not read."""
+    tifffile = pytest.importorskip("tifffile")
+    stored, turned = RNG.integers(0, 65536, (10, 8), dtype=np.uint16), []
+    for array, kind in ((stored, "minisblack"), (np.stack([stored] * 3, 2), "rgb")):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, array, photometric=kind, extratags=[(274, "H", 1, orientation, False)])
+        turned.append(decoded(buffer.getvalue(), "a.tif")[0])
+    assert np.array_equal(turned[0].repeat(3, 0), turned[1])
+    assert turned[0].shape == ((1, 10, 8) if orientation < 5 else (1, 8, 10))
+
+
 def test_a_folder_of_tiffs_is_of_one_kind(tmp_path):
     place = tmp_path / "tiffs"
     place.mkdir()

@@ -31,7 +31,7 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.runs import all_runs
 
 # versions of packing, for known sets and for the user's images; older packs are rebuilt
-RULE, OWN_RULE = 2, 9
+RULE, OWN_RULE = 2, 10
 LONGEST_HEAD = 4096  # bytes at the beginning of an array
 PACK_LIMIT = 32_000_000_000  # bytes above which sets are streamed, unless `GZ_PACK_LIMIT` is set
 WAIT = "stop that process, or wait until it ends"

@@ -124,6 +124,8 @@ def _labelled(images: Images, labels: Any, classes: Sequence[str] = ()) -> Image
 
 def _of_items(data: Any) -> Images:
     """The images of a sequence or an iterable of images, (image, label) or {"image": …, "label": …}."""
+    from PIL import ImageOps
+
     pixels: list[Any] = []
     labels: list[Any] = []
     for item in range(len(data)) if _is_map(data) else data:
@@ -142,7 +144,7 @@ def _of_items(data: Any) -> Images:
         if not (_is_picture(row) or _is_array(row)):
             message = f"item {len(pixels)} of `data` is a {_kind(row)}, not an image"
             raise UsageError(message, hint=f"`data` accepts {TAKEN}")
-        pixels.append(row)
+        pixels.append(ImageOps.exif_transpose(row) if _is_picture(row) else row)
         labels.append(_as_numpy(label)[()] if _is_array(label) else label)
     images = _stacked(pixels)
     if not pixels or all(label is None for label in labels):

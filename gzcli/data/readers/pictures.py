@@ -22,6 +22,7 @@ from gzcli.store.png import picture_of
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
+SIDES = (256, 257)  # numbers of TIFF's tags of the width and the height
 DARK = 4095  # largest value of 12 bits
 HEIC = re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)  # how a photo of many phones begins
 FRAMES = ("GIF", "WEBP", "PNG")  # formats of animations
@@ -86,8 +87,16 @@ def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
 def sides_of(data: bytes) -> tuple[int, int]:
     """(width, height) of an encoded image after its EXIF rotation. Only the header is read."""
     with opened(data) as image:
-        turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else (image.width, image.height)
+        # some versions of Pillow turn the size of a TIFF already
+        width, height = map(image.tag_v2.get, SIDES) if image.format == "TIFF" else image.size
+        return (height, width) if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else (width, height)
+
+
+def upright(planes: np.ndarray, orientation: int) -> np.ndarray:
+    """Planes [..., H, W] after the rotation of their EXIF tag."""
+    planes = planes.swapaxes(-1, -2) if orientation in (5, 6, 7, 8) else planes
+    planes = planes[..., ::-1] if orientation in (2, 3, 6, 7) else planes
+    return planes[..., ::-1, :] if orientation in (3, 4, 7, 8) else planes
 
 
 def cropping(before: tuple[int, int], after: tuple[int, int]) -> tuple[str, ...]:

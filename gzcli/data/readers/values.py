@@ -15,7 +15,7 @@ from gzcli.core.errors import MissingError, UsageError, first_line, install_line
 from gzcli.core.sections import Fit
 from gzcli.core.units import counted
 from gzcli.data.readers.images import Block, RawImages
-from gzcli.data.readers.pictures import BITS, DARK, lanczos, opened
+from gzcli.data.readers.pictures import BITS, DARK, ORIENTATION, lanczos, opened, upright
 
 VALUES = "values"  # the kind of a pack's arrays that contain values
 PICTURE = (1, 3)  # channels of a picture
@@ -263,13 +263,14 @@ def _by_tifffile(data: bytes, name: str, why: str) -> tuple[np.ndarray, int | No
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             series = file.series[0]
-            array, axes, bits = series.asarray(), series.axes, file.pages.first.bitspersample
+            array, axes, first = series.asarray(), series.axes, file.pages.first
+            bits, turn = first.bitspersample, first.tags.valueof(ORIENTATION, 1)
     except Exception as e:  # for a damaged file, it may raise anything
         raise MissingError(f"`{name}` cannot be decoded: {first_line(e)}", hint="replace or remove it") from e
     if not {"Y", "X"} <= set(axes):
         raise MissingError(f"`{name}` has the axes {axes}, but no height and width")
     planes = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
-    return _typed(planes.reshape(-1, *planes.shape[-2:]), bits, name)
+    return _typed(upright(planes.reshape(-1, *planes.shape[-2:]), turn), bits, name)
 
 
 def _npy(data: bytes, name: str) -> tuple[np.ndarray, int | None]:
