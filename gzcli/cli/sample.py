@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -332,7 +333,7 @@ def digest(path: Path) -> str:
         return checksum(path)
     total = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        total.update(f"{file.relative_to(path).as_posix()}\0{checksum(file)}\n".encode())
+        total.update(os.fsencode(f"{file.relative_to(path).as_posix()}\0{checksum(file)}\n"))
     return total.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
         hint = "download them with OpenOOD's download script"
         message = f"{len(lost):,} of the {len(sources):,} images in `{path}` are missing, such as `{lost[0]}`"
         raise MissingError(message, hint=hint)
-    digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode("\n".join(map(str, sources)))).hexdigest()[:16]
     folder = cache_dir("imglists", f"{name}-{digest}")
     with files.lock(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():

@@ -43,12 +43,8 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     """A sheet, uint8 [H, W, C], C = 1 or 3: blocks of rows of images, which all have one size."""
     from PIL import Image, ImageDraw
 
-    # names may come from data: replace characters that cannot be drawn
-    blocks = [
-        [replace(r, name=in_a_line(r.name), marks=tuple(map(in_a_line, r.marks))) for r in block]
-        for block in blocks
-    ]
-    rows, caption = [row for block in blocks for row in block], in_a_line(caption)
+    blocks, caption = [list(map(_drawable, block)) for block in blocks], in_a_line(caption)
+    rows = [row for block in blocks for row in block]
     channels, height, width = rows[0].images[0].shape
     scale = max(1, CELL // max(height, width))
     high, wide = height * scale + GAP, width * scale + GAP
@@ -84,6 +80,12 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
         draw.text((MARGIN, down + i * HEAD + FONT), line, "dimgray", small, "ls")
     picture = np.asarray(canvas)
     return picture[:, :, None] if channels == 1 else picture
+
+
+def _drawable(row: Row) -> Row:
+    """The row with texts that can be drawn: classes and files may have any names."""
+    texts = {"name": in_a_line(row.name), "marks": tuple(map(in_a_line, row.marks))}
+    return replace(row, under=[list(map(in_a_line, lines)) for lines in row.under], **texts)
 
 
 def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:

@@ -278,6 +278,7 @@ _PLAIN = re.compile(r"[A-Za-z_/]([A-Za-z0-9_./+ -]*[A-Za-z0-9_./+-])?")
 # Words that the specification of YAML 1.1 takes for other values; PyYAML takes some of them for texts.
 _BOOL_1_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 _RESOLVER_1_1 = yaml.resolver.Resolver()
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def dump(tree: Mapping[str, Any]) -> str:
@@ -318,7 +319,10 @@ def flow(value: Any) -> str:
 
 def _text(text: str) -> str:
     """A string: plain if every reader takes it for a string, otherwise in double quotes with YAML's
-    escapes."""
+    escapes. Raises UsageError for the name of a file that is not UTF-8, for which YAML has no escape."""
+    if SURROGATE.search(text):
+        hint = "rename it, or give it a name: gz data import PATH --name NAME"
+        raise UsageError(f"a recipe cannot contain `{text}`, which is not UTF-8", hint=hint)
     plain = (
         _PLAIN.fullmatch(text)
         and text.lower() not in _BOOL_1_1

@@ -97,7 +97,7 @@ def write_atomic(path: Path, content: str | bytes | memoryview, *, mode: int = 0
     """Writes a file atomically and flushes it to the disk: readers see the old file or the new one."""
     make_folder(path.parent)
     with replacing(path) as part, open(part, "wb", opener=partial(os.open, mode=mode)) as f:
-        f.write(content.encode() if isinstance(content, str) else content)
+        f.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:

@@ -146,6 +146,9 @@ def test_load_reads_plainly(write):
     for content, message in ((b"x: \xff\n", "not valid UTF-8"), (b"- 1\n", "not a map")):
         path.write_bytes(content)
         assert message in problems(load, path)[0]
+    with pytest.raises(UsageError, match="`/caf\\udce9`, which is not UTF-8") as e:
+        dump({"data": {"name": "/caf\udce9"}})
+    assert "gz data import" in e.value.hint
     assert problems(load, Path("none.yaml")) == ["none.yaml: no such file or directory"]
     text = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
     assert len(read_text(text, "r.yaml").problems) == 29 * 9, "a bomb of aliases costs nothing"

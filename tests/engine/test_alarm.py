@@ -15,6 +15,7 @@ from pixelwise import Pixelwise, fake_run, fitted, nll_of
 from refused import refused
 
 from gzcli.cli import ood as ood_verb
+from gzcli.cli.sample import digest
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.batches import quantise
@@ -526,6 +527,20 @@ def test_good_pictures_alone_make_an_alarm(good, tmp_path, pictures):
     result = by_method(good, pictures, tmp_path, method="pca", calibrate=str(further), fpr=0.05)
     assert result["compared"] | {"n": 60, "folds": 1, "bound": 0.05} == result["compared"]
     assert all(row["p"] >= 1 / 61 for row in result["files"])
+
+
+def test_files_of_any_names(good, tmp_path):
+    """Tables contain the bytes of a name. A map shows what can be drawn of it."""
+    good = good.rename(tmp_path / "caf\udce9")
+    names = {"caf\udce9.png", "new\nline.png", "😀.png", 'a,"b.png'}
+    for name in names:
+        (tmp_path / "today").mkdir(exist_ok=True)
+        (tmp_path / "today" / name).write_bytes((good / "000.png").read_bytes())
+    result = by_method(good, tmp_path / "today", tmp_path, method="pca")
+    assert {row["file"] for row in result["files"]} == set(result["outputs"]["maps"]) == names
+    with (tmp_path / "alarm.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert {row["file"] for row in csv.DictReader(file)} == names
+    assert len(digest(tmp_path / "today")) == 64
 
 
 def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path, pictures):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -180,7 +181,7 @@ class OwnSet:
         if self.name:
             return self.name
         stem = self.path.name.split(".")[0] or "data"
-        return f"{slug(stem)}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
+        return f"{slug(stem)}-{hashlib.sha256(os.fsencode(self.path)).hexdigest()[:6]}"
 
     @property
     def reference(self) -> str:
