@@ -239,8 +239,8 @@ def check_held_out(total: int, job: AlarmJob, names: Sequence[str], home: Pack) 
     if n >= least_images:
         return
     by, fewer = (f" with {len(names)} scores", "one score with `--score`, ") if len(names) > 1 else ("", "")
-    larger = "a larger `-n`, " if total >= least_images else ""
-    least = conformal.lowest_rate(total, len(names))
+    larger = f"`-n {least_images}`, " if total >= least_images else ""
+    least = conformal.lowest_rate(n, len(names))
     rate = f"a false-alarm rate of {percent(job.fpr)}{by}"
     message = f"{rate} needs {least_images:,} held-out images, but there are only {n:,}"
     hint = f"use {fewer}{larger}`--fpr {least:g}%` or more, or give more good images with `--calibrate DIR`"

@@ -168,10 +168,12 @@ def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
         with pytest.raises(UsageError, match=r"a false-alarm rate of .* needs") as error:
             judged(tmp_path, pictures, scores=("nll",), fpr=fpr, n=n)
         assert "--fpr" in error.value.hint and ("-n" in error.value.hint) == (n is not None)
-        if n is None:  # the least rate works, and all held-out images calibrate
-            (least,) = re.findall(r"`--fpr ([\d.]+)%` or more", error.value.hint)
-            result = judged(tmp_path, pictures, scores=("nll",), fpr=float(least) / 100)
-            assert result["compared"]["n"] == sum(map(open_pack("digits").meta.counts.get, ("val", "test")))
+        (least,) = re.findall(r"`--fpr ([\d.]+)%` or more", error.value.hint)
+        result = judged(tmp_path, pictures, scores=("nll",), fpr=float(least) / 100, n=n)
+        every = sum(map(open_pack("digits").meta.counts.get, ("val", "test")))
+        assert result["compared"]["n"] == (n or every), "the least rate works"
+        for larger in re.findall(r"`-n (\d+)`", error.value.hint):
+            judged(tmp_path, pictures, scores=("nll",), fpr=fpr, n=int(larger))
 
 
 def noisy(rows):
