@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gzcli.core import ranks
+from gzcli.core.errors import install_line
 from gzcli.core.sections import TrainSection
 from gzcli.core.types import Say
 from gzcli.data.packs.batches import scan
@@ -82,7 +83,7 @@ def judge_of(
         return pretrained.lite(device), "fd_lite"
     metric = usual_metric(model) if model.watched or model.best != "fd" else None
     instead = f"`train.best` uses `{metric}`" if metric else "no best checkpoint is chosen"
-    log.warn(f"{why}: {instead}; for other features, run `{pretrained.INSTALL}`")
+    log.warn(f"{why}: {instead}; for other features, run `{install_line('gzcli[features]')}`")
     return judge, metric
 
 

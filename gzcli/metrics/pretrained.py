@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from gzcli.data.packs.stream import Pictures
 
 State = Mapping[str, Tensor]
-INSTALL = install_line("gzcli[features]")
 
 
 @dataclass
@@ -114,7 +113,7 @@ def lite_weights() -> tuple[Path, str]:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         message = f"features of images in colour need the package `{PACKAGE.replace('_', '-')}`"
-        raise MissingError(message, hint=INSTALL)
+        raise MissingError(message, hint=install_line("gzcli[features]"))
     path = Path(spec.submodule_search_locations[0], WEIGHTS)
     digest = files.checksum(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):

@@ -22,7 +22,6 @@ PICTURE = (1, 3)  # channels of a picture
 FILES = (".npy", ".tif", ".tiff")  # endings of files that may hold values
 SAMPLES, PLANES = 277, 339  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
 HINT = "images must be numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
-TIFF = f"run `{install_line('gzcli[tiff]')}` to read more kinds of TIFF"
 INTEGERS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # with their levels
 
 
@@ -259,7 +258,8 @@ def _by_tifffile(data: bytes, name: str, why: str) -> tuple[np.ndarray, int | No
     try:
         import tifffile
     except ImportError as e:
-        raise MissingError(f"`{name}` cannot be decoded: {why}", hint=TIFF) from e
+        hint = f"run `{install_line('gzcli[tiff]')}` to read more kinds of TIFF"
+        raise MissingError(f"`{name}` cannot be decoded: {why}", hint=hint) from e
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             series = file.series[0]
