@@ -29,16 +29,17 @@ from pictures import (
     write,
 )
 from PIL import EpsImagePlugin, features
+from refused import refused
 
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.data.library import import_set
 from gzcli.data.packs import stream
-from gzcli.data.packs.open import facts_of, open_pack
+from gzcli.data.packs.open import crops_of, facts_of, open_pack
 from gzcli.data.readers import archive
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS, Block, walk
 from gzcli.data.readers.pictures import Decoding, decode
-from gzcli.data.sets.registry import Form, locate
+from gzcli.data.sets.registry import Form, OwnSet, locate
 
 pytestmark = pytest.mark.usefixtures("home")
 FORMS = ["folder", "zip", "tar", "tar.gz", "wrapped zip"]  # a form for each layout, and all for class folders
@@ -236,6 +237,20 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
     import_set(folder, "good")  # without the flag: refused again
     with pytest.raises(MissingError, match="4 images"):
         open_pack("good")
+
+
+def test_mixed_sizes_and_unreadable_pictures_are_one_error(tmp_path):
+    files = {f"{i}.png": png(RED, (16 + 8 * (i == 3), 16)) for i in range(9)}
+    folder = write(tmp_path / "p", files | {"0.png": b"x", "7.png": b"\0\0\0\x18ftypheic"})
+    for read in (open_pack, lambda path: crops_of(OwnSet(path), None)):
+        e = refused(
+            r"mixed sizes: `3.png` is 24×16.* Also, 2 images .*`0.png` .*`7.png` .* HEIC", read, folder
+        )
+        assert "data.size=16" in e.hint and "replace or remove" in e.hint
+    import_set(folder, "readable", Form(skip_bad=True))
+    assert "Also" not in refused("mixed sizes", open_pack, "readable").message
+    photo = write(tmp_path / "q", {"a.heic": files["1.png"]}) / "a.heic"
+    assert refused("is not a set of images", open_pack, photo).hint == "convert it to JPEG or PNG"
 
 
 def test_worker_processes_pack_the_same(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,14 +71,14 @@ def build(
     else:
         need_space(folder, pixels)
         fit = Fit(images.title, shape, decoding, _crop_hint(native), bool(images.further), values)
-        bad, resized, notes, sizes = _write_images(images, plan, files, fit, lambda n: progress(n, total))
+        with _naming_unreadable(images, form):
+            bad, resized, notes, sizes = _write_images(images, plan, files, fit, lambda n: progress(n, total))
         if bad:
             _leave_out(images, plan, bad, form, files)
         if ASPECT in images.further:
             shapes = Counter(f"{w}×{h}" for rows in sizes.values() for w, h in rows.tolist() if w)
             notes.append("sizes: " + ", ".join(f"{shape} ({n:,})" for shape, n in shapes.most_common()))
     _write_values(images, sizes if mixed or ASPECT in images.further else {}, plan, files)
-    names = sorted(path.name for path in folder.iterdir())
     meta = {
         "title": images.title,
         "shape": list(shape),
@@ -95,7 +96,7 @@ def build(
         "values": asdict(values) if values else None,
         **extra,
         "source_channels": native[0],
-        "sha256": {name: checksum(folder / name) for name in names},
+        "sha256": {path.name: checksum(path) for path in sorted(folder.iterdir())},
     }
     write_json(files.meta_file, meta)
 
@@ -113,7 +114,8 @@ def crops(images: RawImages, form: Form) -> list[str]:
         except Exception:  # as in `decode`; `build` names every one of them
             continue
         if form.size is None and (w, h) != (width, height):
-            raise _mixed(images.title, name, (w, h), (width, height), _crop_hint(native))
+            with _naming_unreadable(images, form):
+                raise _mixed(images.title, name, (w, h), (width, height), _crop_hint(native))
         notes += (1 if isinstance(data, bytes) else len(data)) * pictures.cropping((h, w), (height, width))
     return pictures.notes_in_words(notes)
 
@@ -339,11 +341,44 @@ def _times(values: Values) -> int:
     return 1 + 4 * values.channels // len(values.bands)
 
 
-def _mixed(title: str, name: str, sides: tuple[int, int], others: tuple[int, int], hint: str) -> UsageError:
+class MixedError(UsageError):
+    """Images of several sizes, which need `data.size`."""
+
+
+def _mixed(title: str, name: str, sides: tuple[int, int], others: tuple[int, int], hint: str) -> MixedError:
     """The error for an image of other sides (width, height) than the others."""
     (w, h), (w0, h0) = sides, others
     message = f"the images of `{title}` have mixed sizes: `{name}` is {w}×{h}, but others are {w0}×{h0}"
-    return UsageError(message, hint=hint)
+    return MixedError(message, hint=hint)
+
+
+@contextmanager
+def _naming_unreadable(images: RawImages, form: Form) -> Iterator[None]:
+    """Adds the images whose headers are not readable to an error for mixed sizes within the block."""
+    try:
+        yield
+    except MixedError as error:
+        bad = []
+        for _, _, data, name in images.blocks() if not form.skip_bad else ():
+            try:
+                if isinstance(data, bytes):
+                    pictures.sides_of(data)
+            except Exception as e:  # as in `decode`
+                bad.append(pictures.undecodable(name, e, data))
+        if not bad:
+            raise
+        hint = f"{error.hint}, and replace or remove those that cannot be decoded"
+        message = f"{error.message}. Also, {_unreadable(images.title, bad)}"
+        raise UsageError(message, hint=hint) from error
+
+
+def _unreadable(title: str, bad: Collection[MissingError]) -> str:
+    """The message for images that did not decode."""
+    messages = [e.message for e in bad]
+    listed = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
+    return (
+        f"{len(messages):,} images of `{title}` cannot be decoded: " if len(messages) > 1 else ""
+    ) + listed
 
 
 def _crop_hint(native: Shape) -> str:
@@ -505,11 +540,8 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, form: Form, files: PackF
     """Removes images that did not decode from plan and files, or raises MissingError with their names."""
     title, options = images.title, f"--size {form.size} --skip-bad" if form.size else "--skip-bad"
     if not form.skip_bad:
-        messages = [e.message for e in bad.values()]
-        listed = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
-        count = f"{len(messages):,} images of `{title}` cannot be decoded: " if len(messages) > 1 else ""
         hint = f"replace or remove them, or import the others: {import_line(title, options)}"
-        raise MissingError(count + listed, hint=hint)
+        raise MissingError(_unreadable(title, bad.values()), hint=hint)
     targets = {split: target.copy() for split, target in plan.items()}
     for split, i in bad:
         targets[split][i] = -1

@@ -40,6 +40,7 @@ _NAMING = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
+HEIC = (".heic", ".heif")  # photos of many phones
 LOCAL_HEADER = 30  # bytes before a zip member's name
 # What zipfile and tarfile raise for damaged files. ValueError and those after it come of headers of numbers
 # that are none, or that lie one upon the other.
@@ -60,7 +61,7 @@ _BESIDE = {"broken": "broken link", "special": "pipe or device file", "repeated"
 
 
 def open_members(path: Path, accepts: Callable[[str], bool]) -> Members:
-    """The members of a folder, zip or tar for which `wanted(name)`."""
+    """The members of a folder, zip or tar for which `accepts(name)`."""
     if not is_regular(path):
         raise UsageError(f"`{path}` is not a regular file", hint="give a folder, a zip, a tar or an npz")
     if path.is_dir():
@@ -74,6 +75,8 @@ def open_members(path: Path, accepts: Callable[[str], bool]) -> Members:
     hint = "give a folder, a zip, a tar or an npz"
     if path.suffix.lower() in TABLES:
         hint = "give the folder that contains it and the images"
+    elif path.suffix.lower() in HEIC:
+        hint = "convert it to JPEG or PNG"
     raise UsageError(f"`{path}` is not a set of images", hint=hint)
 
 
