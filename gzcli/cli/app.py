@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import PROGRAMS, SHELLS, Json, choose, option, switch
+from gzcli.cli.options import PROGRAMS, SHELLS, Json, choose, meant, option, switch
 from gzcli.core import streams
-from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, did_you_mean, system_error
+from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, system_error
 from gzcli.version import __version__
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
@@ -222,18 +222,15 @@ _PHRASES = {  # Typer's words → those of the messages about recipes, such as `
 def _usage(problem: Any) -> GzError:
     """Typer's message in the style of gz: lower case, no full stop, backticks, and the suggestion as the
     hint."""
-    near = getattr(problem, "possibilities", None)
-    text = problem.message if near else problem.format_message()
+    context, option = getattr(problem, "ctx", None), getattr(problem, "option_name", None)
+    text = problem.message if option else problem.format_message()
     message, _, suggestion = text.partition(" Did you mean ")
     message = message.rstrip(". ")
     for pattern, ours in _PHRASES.items():
         message = re.sub(pattern, ours, message)
-    if near or suggestion:
-        options = near or re.findall(r"'([^']*)'", suggestion)
-        nearest = did_you_mean(getattr(problem, "option_name", ""), options)
-        hint = nearest or f"did you mean {' or '.join(f'`{option}`' for option in options)}?"
-    else:
-        context = getattr(problem, "ctx", None)
-        hint = f"`{context.command_path if context else 'gz'} --help` shows its arguments and options"
+    hint = meant(option, context.command) if option and context else None
+    if commands := re.findall(r"'([^']*)'", suggestion):
+        hint = f"did you mean {' or '.join(f'`{command}`' for command in commands)}?"
+    hint = hint or f"`{context.command_path if context else 'gz'} --help` shows its arguments and options"
     kind = MissingError if message.endswith("does not exist") else UsageError
     return kind(message[:1].lower() + message[1:], hint=hint)

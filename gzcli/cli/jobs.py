@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gzcli.cli import out
+from gzcli.cli.options import meant
 from gzcli.core import start
-from gzcli.core.errors import GzError, MissingError, UsageError, did_you_mean
+from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
 from gzcli.recipe.suggest import suggest
@@ -134,8 +135,8 @@ def method_options(
             options = [f"--{p.replace('_', '-')}" for p in params]
             takes = f"options of {what}: {' '.join(options)}" if options else f"{what} has no options"
             owners = [f"`{method}`" for method, names in (by_method or {}).items() if name in names]
-            meant = did_you_mean(f"--{name}", [*options, *flags(verb)]) or takes
-            hint = f"it is an option of {', '.join(owners)}" if owners else meant
+            hint = f"it is an option of {', '.join(owners)}" if owners else None
+            hint = hint or meant(f"--{name}", verb, *options) or takes
             kind = "no such option" if word.startswith("-") else "unexpected argument"
             raise UsageError(f"{kind} `{word.partition('=')[0]}`", hint=hint)
         if name not in params:
@@ -153,11 +154,6 @@ def method_options(
     return values
 
 
-def flags(verb: Any) -> list[str]:
-    """The names of a command's own options, such as `--label`."""
-    return [name for param in verb.params for name in param.opts if name.startswith("-")] if verb else []
-
-
 def model_and_words(model: str | None, ctx: typer.Context) -> tuple[str | None, list[str]]:
     """The model of a command line, and the words that Typer does not know. It takes an unknown option before
     the model, or without one, for the model."""
@@ -171,7 +167,7 @@ def misspellings(words: Iterable[str], ctx: typer.Context) -> Iterator[None]:
         yield
     except UsageError:
         for word in (word.partition("=")[0] for word in words if word.startswith("--")):
-            if hint := did_you_mean(word, flags(ctx.command)):
+            if hint := meant(word, ctx.command):
                 raise UsageError(f"no such option `{word}`", hint=hint) from None
         raise
 

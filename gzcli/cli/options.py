@@ -24,6 +24,15 @@ SHELLS = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}  # with the files 
 # (context of the command line, beginning of a word) → candidates for its completion
 Words = Callable[[typer.Context, str], Iterable[str]]
 Verb = Callable[..., None]
+# options with one purpose and different names, by verb
+SAME = (
+    ("--budget", "--minutes", "--steps", "--epochs"),
+    ("--data", "--in"),
+    ("--dtype", "--precision"),
+    ("--force", "--yes"),
+    ("--metrics", "--score"),
+    ("--need", "--can"),
+)
 
 
 def option(
@@ -136,6 +145,15 @@ def a_set(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 # --- checks ---
+
+
+def meant(option: str, verb: Any, *others: str) -> str | None:
+    """A hint at the option of a verb that an unknown one means: its name in this verb, or a similar one.
+    others: further options, such as those of a model."""
+    names = [name for param in verb.params for name in param.opts if name.startswith("-")] if verb else []
+    same = (name for group in SAME if option in group for name in group if name in names)
+    name = next(same, None)
+    return f"did you mean `{name}`?" if name else did_you_mean(option, [*others, *names])
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:

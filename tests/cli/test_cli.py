@@ -67,6 +67,13 @@ ERRORS = [
     ("list --can smple", 2, "no capability is called `smple`", "did you mean `sample`?"),
     ("list data --can ood", 2, "`--family` and `--can` filter models only", "gz list models"),
     ("list --famly vae", 2, "no such option `--famly`", "did you mean `--family`?"),
+    ("list --need ood", 2, "no such option `--need`", "did you mean `--can`?"),
+    ("train vae --budget 20s", 2, "no such option `--budget`", "did you mean `--minutes`?"),
+    ("train vae --in mnist", 2, "no such option `--in`", "did you mean `--data`?"),
+    ("sweep vae --steps 9", 2, "no such option `--steps`", "did you mean `--budget`?"),
+    ("ood vae --data digits", 2, "no such option `--data`", "did you mean `--in`?"),
+    ("bench vae --score nll", 2, "no such option `--score`", "did you mean `--metrics`?"),
+    ("bench vae --out x", 2, "no such option `--out`", HELP.format("bench")),
     ("list --zzz", 2, "no such option `--zzz`", HELP.format("list")),
     (
         "train",
