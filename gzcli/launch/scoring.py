@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from gzcli.core.sections import part_of
@@ -36,14 +37,15 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of the scores of a run. Seconds and network calls are None if unknown.
+    """The cost of the scores of runs. Seconds and network calls are None if unknown.
 
     n: number of images of each set that the user chose; None: all, or as many as the budget allows.
     is_free: whether the budget decides.
     budget: seconds.
     passes: how often an image is scored: by each run, with each draw of noise.
-    each, calls: seconds and network calls of an image.
-    fit: seconds to fit the scores once.
+    each, calls: seconds and network calls of an image; the mean over the runs.
+    fit: seconds to fit the scores once; the mean over the runs.
+    first: seconds of an image, and to fit, by the first run, on which the number of images depends.
     judges: seconds to train the judge networks by which the scores compare images.
     """
 
@@ -54,6 +56,7 @@ class Cost:
     each: float | None
     calls: float | None
     fit: float | None
+    first: tuple[float | None, float | None]
     judges: float
 
     @classmethod
@@ -67,24 +70,31 @@ class Cost:
         judges: float,
         say: Say,
     ) -> Cost:
-        """The cost of these scores on this machine, measured on an untrained copy of the run.
+        """The cost of these scores on this machine, measured on untrained copies of the runs.
         fitted, maps: number of images on which they are fitted, and of maps to which `local` is fitted."""
         plan = launcher.plan(job.launch, every_gpu=False)
-        drawer = forecast.drawer_of_run(run, plan, score_options=job.options)
-        measure = partial(forecast.measured, say=say)
-        one = forecast.scored(drawer, names, measure) if names and drawer else forecast.Scored()
+        names = list(dict.fromkeys("nll" if name == "waic" else name for name in names))  # its statistic
+        runs, measure = [run, *(Run(Path(path)) for path in job.others)], partial(forecast.measured, say=say)
+        drawers = [forecast.drawer_of_run(one, plan, score_options=job.options) for one in runs]
+        costs = [
+            forecast.scored(drawer, names, measure) if names and drawer else forecast.Scored()
+            for drawer in drawers
+        ]
         seeds = job.seeds or (SEEDS if isinstance(job, AlarmJob) else 1)
-        n, passes = None if job.full else job.n, seeds * (1 + len(job.others))
-        budget = part_of(run.serving.tree()).ood.budget
+        n, budget = None if job.full else job.n, part_of(run.serving.tree()).ood.budget
         counts = counts_of(locate(job.ins))
-        fit = one.fitting(fitted, min(MOST, counts["train"] if counts else MOST), maps)
-        return cls(n, not (job.n or job.full), budget, passes, one.each, one.calls, fit, judges)
+        train = min(MOST, counts["train"] if counts else MOST)
+        fits = [cost.fitting(fitted, train, maps) for cost in costs]
+        each, calls, fit = map(mean_of, ([c.each for c in costs], [c.calls for c in costs], fits))
+        first, is_free = (costs[0].each, fits[0]), not (job.n or job.full)
+        return cls(n, is_free, budget, seeds * len(runs), each, calls, fit, first, judges)
 
     def limit(self, sets: int) -> int | None:
         """The most images of a set that are scored; None: all, or unknown."""
-        if not self.is_free or self.each is None or self.fit is None:
+        each, fit = self.first
+        if not self.is_free or each is None or fit is None:
             return self.n
-        return affordable(self.each, self.budget - self.fit, self.passes * sets)
+        return affordable(each, self.budget - fit, self.passes * sets)
 
     def of_images(
         self,
@@ -168,6 +178,11 @@ def crops(home: DataSet, sets: Sequence[DataSet], size: Size | None) -> list[str
 
 
 # -------------------------------------------------------------------------- numbers of images; None: unknown
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if len(numbers) == len(values) else None
 
 
 def in_words(n: int | None) -> str:

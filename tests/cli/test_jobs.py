@@ -145,6 +145,27 @@ def test_a_dry_run_of_scores_names_images_calls_and_time(call, home, monkeypatch
     assert value["seconds"] == 10 + 11 + scored * 0.02
 
 
+def test_a_dry_run_of_an_ensemble_times_each_run(call, home, monkeypatch):
+    """The first run decides how many images are scored, as in the call itself."""
+    seconds = {"pixelcnn": 0.02, "glow": 0.06}
+
+    def measure(job, say):
+        (part,) = job.parts
+        assert part["scores"] == ("nll", "complexity"), "`waic` is a statistic of `nll`"
+        cost = seconds[part["tree"]["model"]["name"]]
+        return [{"score_seconds": cost, "score_calls": 1, "error": None, "timed": False, **FITS}]
+
+    monkeypatch.setenv("GZ_TRIAL", "1")
+    monkeypatch.setattr(forecast, "measured", measure)
+    runs = ("pretrained:pixelcnn-glyphs", "pretrained:glow-glyphs")
+    for first, second in (runs, runs[::-1]):
+        words = ("ood", first, second, "--out", "digits", "--dry-run", "--json")
+        value = json.loads(call(*words, "-n", "100")[1])
+        assert value["scored"] == 400 and value["seconds"] == pytest.approx(10 + 2 * 11 + 200 * 0.08)
+    n = [json.loads(call("ood", *some, *words[3:])[1])["n"] for some in (runs, runs[::-1])]
+    assert n == [3600, 1200], "300 s, less the fits"
+
+
 def test_a_dry_run_of_scores_includes_the_training_of_a_judge(call, home, tmp_path, monkeypatch):
     """It is a LeNet for `recon`, unless it is trained, the score uses pixels alone, or LPIPS is here."""
     costs = {"score_seconds": 0.02, "score_calls": None, "error": None, **FITS}
