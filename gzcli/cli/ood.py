@@ -546,8 +546,10 @@ def judges_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> float:
     if not compares or {**part.ood.options, **job.options}.get("pixels") or networks.has_lpips():
         return 0.0
     data = locate(job.ins)
-    judges = networks.untrained(("fd",), data, peek(data, **pack_options(part.data)))
-    return networks.TRAINING * len(judges)
+    pack = peek(data, **pack_options(part.data))
+    if pack and pack.values:  # only pixels are compared
+        return 0.0
+    return networks.TRAINING * len(networks.untrained(("fd",), data, pack))
 
 
 def mapped(fitted: int) -> int:

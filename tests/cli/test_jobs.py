@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,6 +183,11 @@ def test_a_dry_run_of_scores_includes_the_training_of_a_judge(call, home, tmp_pa
     words = call("ood", "pretrained:cfm-emoji", "--input", str(tmp_path / "a.png"), "--dry-run")[1].split()
     assert "60 seconds of it to train judge networks of the data set" in " ".join(words)
     assert seconds("cfm-glyphs") == seconds("cfm-glyphs", "--pixels", "true")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "gzcli.data.packs.open.peek", lambda *args, **how: SimpleNamespace(values={"channels": 3})
+        )
+        assert seconds("cfm-emoji") == alone, "of values beyond 8 bits, only pixels are compared"
     monkeypatch.setattr(networks, "has_lpips", lambda: True)
     assert seconds("cfm-emoji") == alone
 
