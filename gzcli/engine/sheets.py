@@ -84,8 +84,8 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
 
 def _drawable(row: Row) -> Row:
     """The row with texts that can be drawn: classes and files may have any names."""
-    texts = {"name": in_a_line(row.name), "marks": tuple(map(in_a_line, row.marks))}
-    return replace(row, under=[list(map(in_a_line, lines)) for lines in row.under], **texts)
+    under = [list(map(in_a_line, lines)) for lines in row.under]
+    return replace(row, name=in_a_line(row.name), marks=tuple(map(in_a_line, row.marks)), under=under)
 
 
 def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:

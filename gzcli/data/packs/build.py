@@ -359,10 +359,10 @@ def _naming_unreadable(images: RawImages, form: Form) -> Iterator[None]:
         yield
     except MixedError as error:
         bad = []
-        for _, _, data, name in images.blocks() if not form.skip_bad else ():
+        blocks = images.blocks() if not form.skip_bad else ()
+        for data, name in ((data, name) for _, _, data, name in blocks if isinstance(data, bytes)):
             try:
-                if isinstance(data, bytes):
-                    pictures.sides_of(data)
+                pictures.sides_of(data)
             except Exception as e:  # as in `decode`
                 bad.append(pictures.undecodable(name, e, data))
         if not bad:

@@ -129,7 +129,7 @@ def _of_items(data: Any) -> Images:
     pixels: list[Any] = []
     labels: list[Any] = []
     for item in range(len(data)) if _is_map(data) else data:
-        row = data[item] if _is_map(data) else item
+        row: Any = data[item] if _is_map(data) else item
         label = None
         if isinstance(row, Mapping):
             image, key = _first(row, IMAGE_KEYS), _first(row, LABELS)
