@@ -182,6 +182,7 @@ class TrainSection:
     sample_every: steps between sample grids. 0: none. Default: derived from the time that a grid takes.
     samples: images per grid. Default: 36, or 64 at the end.
     eval_every: steps between validations. 0: none. Default: derived from the time that a validation takes.
+    eval_images: validation images of a mean, such as of bpd. Default: 2,000, or fewer if `minutes` is short.
     checkpoint_every: steps between checkpoints. 0: only the last. Default: derived from the time that a
       checkpoint takes.
     keep: number of newest checkpoints to keep, besides the best one. Default: 2, or 1 after the run has
@@ -209,6 +210,7 @@ class TrainSection:
     sample_every: int | None = ranged(None, "0 or more")
     samples: int | None = ranged(None, "1 … 10,000")
     eval_every: int | None = ranged(None, "0 or more")
+    eval_images: int | None = ranged(None, "1 or more")
     checkpoint_every: int | None = ranged(None, "0 or more")
     keep: int | None = ranged(None, "1 … 1,000,000")
     best: Literal["auto", "bpd", "fd", "loss", "none"] = "auto"

@@ -247,6 +247,7 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
     # the run is compiled in the same way as the timed steps
     compiled = compiles(trial.part, trial.model, trial.device)
     chosen: dict[str, Any] = {"steps": steps, "minutes": None, "compile": compiled}
+    chosen |= {"eval_images": trial.train.eval_images}
     chosen |= {KEYS[kind]: steps for kind in pauses.last_only}
     return chosen if trial.metric == judged else chosen | {"best": trial.metric}
 

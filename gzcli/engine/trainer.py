@@ -31,7 +31,15 @@ from gzcli.engine.prepared import PREPARATION, count_in_time, prepare, train_ima
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, init_from, stages_for, to_device
 from gzcli.engine.updates import Updates
-from gzcli.engine.validate import best_metric, chosen_by, judge_of, seconds_of, validate
+from gzcli.engine.validate import (
+    EVAL_BATCH,
+    best_metric,
+    chosen_by,
+    judge_of,
+    mean_count,
+    seconds_of,
+    validate,
+)
 from gzcli.metrics import collapse
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.pretrained import Features
@@ -413,7 +421,8 @@ class Trainer(Updates):
 
     def pauses(self, length: float, clock: Callable[[], float]) -> Pauses:
         """The pauses of a run of `length` seconds, from the times of a few images. If samples take too long
-        to be validated, the metric becomes the loss. Every rank must call it."""
+        to be validated, the metric becomes the loss. If this takes too long, it is a mean over fewer images.
+        Every rank must call it."""
         trained, train, took = self.trained, self.train, dict[str, float]()
         packs: dict[str, Pack] = {"pack": self.pack, "data": self.images.pack}
         since = clock()
@@ -426,6 +435,8 @@ class Trainer(Updates):
                 took["eval"] = seconds_of(trained, metric, **packs, net=self.net, each=each, clock=clock)
                 if ranks.agree(took["eval"] <= 2 * SHARE * length):
                     break
+            else:
+                took = self.validate_fewer(ranks.agree(took), 2 * SHARE * length)
         took["sample"] = (train.samples or LAST_GRID) * each
         if self.ema.calibrate:  # each pause recomputes them; a checkpoint takes little else
             took = {kind: averaging + took.get(kind, 0.0) for kind in (*took, "checkpoint")}
@@ -434,6 +445,17 @@ class Trainer(Updates):
             return guidance.seconds_of(trained, replace(train, steps=steps), each)
 
         return Pauses(train, length, ranks.agree(took), end)  # all ranks pause at the same steps
+
+    def validate_fewer(self, took: dict[str, float], limit: float) -> dict[str, float]:
+        """Limits the validation images of a mean to the batches that take so many seconds, but to one at
+        least. Returns the time of each pause."""
+        if not self.metric or self.metric.startswith("fd") or self.train.eval_images:
+            return took
+        every = mean_count(self.trained, len(self.pack.images("val")))
+        batches = max(1, int(every * limit / took["eval"]) // EVAL_BATCH)
+        n = min(every, EVAL_BATCH * batches)
+        self.train = replace(self.train, eval_images=n)
+        return took | {"eval": took["eval"] * n / every}
 
     def picture(self, done: int, n: int) -> None:
         """Writes samples/<done>.png with `train.samples` samples, or about n. Each class has equally many,

@@ -139,7 +139,7 @@ def seconds_of(
 def mean_count(trained: Trained, real: int) -> int:
     """The number of validation images of a mean. If the model prepares images, which can take longer than its
     steps, there are at most a tenth as many as for training."""
-    n = min(real, VALIDATION)
+    n = min(real, trained.part.train.eval_images or VALIDATION)
     few = trained.part.data.n if hasattr(trained.model, "prepare") else None
     return min(n, max(1, few // 10)) if few else n
 

@@ -48,7 +48,8 @@ SHARE, H100 = 0.2, 1e12 * PEAKS["H100"]["bf16"]
 KERNEL, COMPILING = 4e-6, 60.0
 # Keys of a recipe, and of its `train` section, on which neither the cost nor the time of a step depends.
 APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
-PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best")
+PAUSING: tuple[str, ...] = ("log_every", "sample_every", "samples", "eval_every", "eval_images")
+PAUSING += ("checkpoint_every", "keep", "best")
 STARTING = ("init", "parent")
 
 JUDGED = 7e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league

@@ -318,6 +318,25 @@ def test_validation_by_samples_needs_a_tenth_of_the_time_at_most(monkeypatch):
         assert t.metric == chosen and pauses.took == {"eval": costs[chosen], "sample": pytest.approx(6.4)}
 
 
+def test_a_mean_over_validation_images_needs_a_tenth_of_the_time_at_most(monkeypatch):
+    """Else fewer images are used, whole batches of them, unless the recipe sets their number."""
+    monkeypatch.setattr("gzcli.engine.trainer.seconds_of", lambda *_, **__: 30.0)
+    monkeypatch.setattr("gzcli.engine.trainer.sample_seconds", lambda *_: 0.1)
+    for n, length, images, seconds in (
+        ("null", 600.0, None, 30.0),
+        ("null", 60.0, 20, 30 * 20 / 144),
+        ("null", 6.0, 10, 30 * 10 / 144),
+        ("70", 60.0, 70, 30.0),
+    ):
+        monkeypatch.setattr("gzcli.engine.trainer.EVAL_BATCH", 10)
+        t = trainer(recipe(FIRST["vae"], steps=1, sets=("train.samples=10", f"train.eval_images={n}")))
+        t.metric = "bpd"
+        took = t.pauses(length, time.monotonic).took
+        assert t.train.eval_images == images and took["eval"] == pytest.approx(seconds)
+        t.trained.part = replace(t.part, train=t.train)
+        assert validation.mean_count(t.trained, 144) == (images or 144)
+
+
 def test_each_pause_recomputes_the_statistics_of_batch_norm(monkeypatch):
     """For the averaged weights; also a checkpoint does, which takes next to nothing otherwise."""
     monkeypatch.setattr("gzcli.engine.trainer.seconds_of", lambda *_, **__: 2.0)
