@@ -17,7 +17,7 @@ from gzcli.metrics.metric import column_of, ranking
 AXES = {"steps": ("calls", "network calls per image"), "time": ("at_seconds", "seconds of training")}
 Row = Mapping[str, Any]
 SECOND = "fd_second"  # the metric of the second judge
-LATE = 1.25  # a training that took longer than this multiple of the budget has no place
+LATE = 1.25  # a model whose trainings took longer than this multiple of the budget has no place
 
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
 IDENTITY = ("model", "title", "seed", "setting", "run", "n", "drawn")
@@ -199,7 +199,8 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
     means over the seeds, standard deviations (None for one seed), and excesses with their intervals. It also
     has the place, the numbers of complete and failed seeds, and the details of SAMPLER and ORIGIN.
 
-    budget: seconds of training for each model. A model that took over `LATE` times as long has no place.
+    budget: seconds of training for each model. A model that took over `LATE` times as long, on average over
+      its seeds, has no place.
     """
     summaries, of_metric = [], {}
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -213,8 +214,8 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
             for name in dict.fromkeys([*([metric] if metric else []), *with_floor])
             if any(name_of(row, name) for row in complete)
         }
-        longest = max(present(row.get("train_seconds") for row in complete), default=0.0)
-        late = bool(budget and longest > LATE * budget)
+        seconds = mean(present(row.get("train_seconds") for row in complete))
+        late = bool(budget and seconds and seconds > LATE * budget)
         if metric in excesses and not late:
             of_metric[model] = excesses[metric]
         summaries.append(
