@@ -121,6 +121,7 @@ def import_(
     skip_bad: _SkipBad = False,
 ) -> None:
     """Name and pack your own images. The files stay where they are."""
+    from gzcli.data.packs.open import facts_of
     from gzcli.data.readers.folder import LAYOUTS
 
     layout = choose("layout", layout, LAYOUTS) if layout else None
@@ -142,6 +143,8 @@ def import_(
         row |= {"counts": meta.counts, "shape": meta.shape}
         classes = len(meta.classes)
         row |= {"skipped": meta.skipped, "notes": meta.notes, "extras": meta.extras}
+        for line in _settings(facts_of(locate(name), size=size, channels=channels, meta=meta)):
+            out.info(line)
         for message in meta.skipped:
             out.info(f"left out: {message}")
     except MissingError:
@@ -190,10 +193,9 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
     from gzcli.data.packs.pack import PackFolder
     from gzcli.data.packs.sheet import class_counts, draw
 
-    is_new = peek(data_set, size=size, channels=channels) is None
     pack = _opened(data_set, size, channels)
     facts, meta, classes = facts_of(data_set, size=size, channels=channels), pack.meta, class_counts(pack)
-    row = _described(meta, meta.shape, meta.counts, facts, is_new=is_new)
+    row = _described(meta, meta.shape, meta.counts, facts)
     lines = [(each["name"], *(each[split] for split in meta.counts)) for each in classes]
     out.table(("class", *meta.counts), [*lines, ("images", *meta.counts.values())])
     for message in meta.skipped:
@@ -210,20 +212,22 @@ def _described(
     shape: Sequence[int],
     counts: Mapping[str, int],
     facts: Facts | None,
-    *,
-    is_new: bool = False,
 ) -> dict[str, Any]:
     """Prints the facts that a pack shares with the description of an unpacked set. Returns them for
-    scripts. `is_new`: whether the pack was just made, which printed the settings."""
-    from gzcli.data.packs.facts import settings_lines
-
+    scripts."""
     c, h, w = shape
     out.info(f"{described.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {described.levels} levels")
-    for note in (*([] if is_new else settings_lines(facts)), *getattr(described, "notes", ())):
-        out.info(note.replace("--set data.channels=", "--channels "))
+    for note in (*_settings(facts), *getattr(described, "notes", ())):
+        out.info(note)
     row = {key: getattr(described, key) for key in ("name", "title", "levels", "multilabel", "extras")}
     row |= {"shape_class": facts and facts.shape_class, "traits": facts.traits if facts else ()}
     return row | {"shape": shape, "counts": counts}
+
+
+def _settings(facts: Facts | None) -> list[str]:
+    from gzcli.data.packs.facts import settings_lines
+
+    return [line.replace("--set data.channels=", "--channels ") for line in settings_lines(facts)]
 
 
 @app.command("list")

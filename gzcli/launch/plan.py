@@ -23,6 +23,7 @@ from gzcli.core.sections import LaunchSection, Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
+from gzcli.data.packs.facts import ONE_CHANNEL
 from gzcli.data.packs.open import Use, open_pack, pack_options, size_of
 from gzcli.data.packs.pack import check_unchanged
 from gzcli.data.sets.registry import SPECS, DataSet, data_key, locate
@@ -361,6 +362,8 @@ def with_data(
         check_unchanged(run.path, pack.meta)
     elif data.fit == "crop" and any(map(is_crop, pack.meta.notes)):
         say("to train on whole images, use `--set data.fit=pad`")
+    if run is None and data.channels is None and (pack.meta.facts or {}).get("grey"):
+        say(ONE_CHANNEL)
     check_set(recipe, pack.meta, batch=run is None)
     channels, *sides = pack.meta.shape
     size = data.size if pack.patch else as_size(*sides)

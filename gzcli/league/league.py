@@ -107,15 +107,21 @@ def entries_of(
     terms: Terms, *, say: Say = silent, progress: Report = unreported
 ) -> tuple[list[Entry], dict[str, str]]:
     """The trainings of a league, seed by seed, and the reason for each omitted model, by name."""
-    names = terms.models or recipe_names()
+    names, lines = terms.models or recipe_names(), set[str]()
     labels = {name: Path(name).stem if Path(name).suffix else spelling(name) for name in names}
     entries, left_out = [], {}
+
+    def say_once(text: str) -> None:  # notes on the data set are those of every model
+        if text not in lines:
+            lines.add(text)
+            say(text)
+
     for seed in terms.seeds:
         for name, label in labels.items():
             if label in left_out:
                 continue
             try:
-                entries.append(entry_of(name, label, seed, terms, say=say, progress=progress))
+                entries.append(entry_of(name, label, seed, terms, say=say_once, progress=progress))
             except UsageError as error:
                 if terms.models:
                     raise

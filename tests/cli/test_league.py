@@ -30,6 +30,7 @@ from gzcli.core import devices, start
 from gzcli.core.errors import DivergedError, GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.core.types import ImageNoise
+from gzcli.data.packs.facts import ONE_CHANNEL
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.sampler import count_calls, counted
 from gzcli.engine.trained import Trained
@@ -523,6 +524,14 @@ def test_a_metric_with_too_few_images_is_refused_before_a_training(home, tmp_pat
     terms = league.Terms(str(few), 60.0, ("vae",), (0,), job, 0)
     least = f"`prc_lenet` needs at least 12 validation images, but `{open_pack(few).meta.name}` has 6"
     refused(least, loop.League.of, terms, "1m", hint="add images")
+
+
+def test_a_league_prints_a_note_on_its_data_once(home, tmp_path):
+    np.savez(grey := tmp_path / "grey.npz", images=np.zeros((40, 16, 16, 3), np.uint8))
+    terms = league.Terms(str(grey), 60.0, ("vae", "fm"), (0,), league.BenchJob((), str(grey)), 0)
+    lines: list[str] = []
+    league.entries_of(terms, say=lines.append)
+    assert lines.count(ONE_CHANNEL) == 1
 
 
 def test_all_models_that_draw_by_themselves_take_part(call):

@@ -291,7 +291,14 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     words = (
         "32 grey (stored as colour) training images of 24×24, few; models use their settings for `grey few`"
     )
-    assert said[-2].endswith(words) and "data.channels=1" in said[-1]
+    assert said[-1].endswith(pack.meta.words), "`gz ood` packs too, and trains nothing"
+    first, second = settings_lines(facts_of(locate(tmp_path / "grey.npz")))
+    assert first == words and "data.channels=1" in second
+    for sets in ([], ["data.channels=1"], ["data.channels=3"]):
+        lines: list[str] = []
+        recipe = resolve("vae", data=str(tmp_path / "grey.npz"), sets=sets)
+        with_data(recipe, recipe.dataset, say=lines.append)
+        assert (second in lines) == (not sets)
     source = locate(tmp_path / "grey.npz")
     of_pack = Facts(24, 24, 3, 32, grey=True, classes=0, name=str(source.path))
     assert facts_of(source) == of_pack

@@ -24,6 +24,7 @@ SMALLEST = 45  # the side up to which images are in the class `grey` or `colour`
 SHAPES = ("grey", "colour", *CLASSES)
 FEW_IMAGES, FEW = "few", 5_000  # the section of small sets, and the training images up to which a set is one
 LOOKED_AT = 64  # images that are measured
+ONE_CHANNEL = "to train on one channel instead of three, use `--set data.channels=1`"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def settings_lines(facts: Facts | None) -> list[str]:
     settings = " ".join((facts.shape_class, *facts.traits))
     lines = [f"{facts.words}; models use their settings for `{settings}`"]
     if facts.grey:
-        lines.append("to train on one channel instead of three, use `--set data.channels=1`")
+        lines.append(ONE_CHANNEL)
     return lines
 
 

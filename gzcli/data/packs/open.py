@@ -21,7 +21,7 @@ from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import Size, as_size, canonical_size, counted, number_in, packable, sides
 from gzcli.data.packs.augment import patch_of
-from gzcli.data.packs.facts import Facts, measure, settings_lines
+from gzcli.data.packs.facts import Facts, measure
 from gzcli.data.packs.pack import Pack, PackFolder, PackMeta
 from gzcli.data.packs.source import at_hand, read
 from gzcli.data.readers.images import walk
@@ -113,13 +113,7 @@ def open_pack(
             data = at_hand(data, say)
             pack, is_new = _pack_now(data, form, say, progress)
             if is_new:
-                facts = (
-                    None
-                    if foreign
-                    else facts_of(data, size=size, channels=channels, patch=patch, meta=pack.meta)
-                )
-                for line in (pack.meta.words, *settings_lines(facts)):
-                    say(f"`{data.shown}`: {line}")
+                say(f"`{data.shown}`: {pack.meta.words}")
         pack = Pack(pack.folder, pack.meta, patch)
         pack.use = use
         return pack
