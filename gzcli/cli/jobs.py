@@ -135,8 +135,8 @@ def method_options(
             options = [f"--{p.replace('_', '-')}" for p in params]
             takes = f"options of {what}: {' '.join(options)}" if options else f"{what} has no options"
             owners = [f"`{method}`" for method, names in (by_method or {}).items() if name in names]
-            hint = f"it is an option of {', '.join(owners)}" if owners else None
-            hint = hint or meant(f"--{name}", verb, *options) or takes
+            like = meant(f"--{name}", verb, *options) or takes
+            hint = f"it is an option of {', '.join(owners)}" if owners else like
             kind = "no such option" if word.startswith("-") else "unexpected argument"
             raise UsageError(f"{kind} `{word.partition('=')[0]}`", hint=hint)
         if name not in params:
