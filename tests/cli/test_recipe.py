@@ -471,7 +471,8 @@ def test_set_takes_yaml(write):
 
 KEYS = {
     "train": "steps minutes clock batch_size accumulate precision ema ema_snapshots clip skip compile "
-    "deterministic log_every sample_every samples eval_every checkpoint_every keep best patience init parent",
+    "deterministic log_every sample_every samples eval_every eval_images checkpoint_every keep best patience "
+    "init parent",
     "data": "name size fit channels levels latent latent_draw augment n",
     "optim": "name lr betas eps weight_decay warmup schedule critic",
 }
