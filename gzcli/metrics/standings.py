@@ -221,7 +221,7 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
         summaries.append(
             {
                 "model": model,
-                "title": next((row["title"] for row in complete if row.get("title")), model),
+                "title": title_of([row["title"] for row in complete if row.get("title")]) or model,
                 "seeds": len(complete),
                 "failed": len(of_model) - len(complete),
                 "late": late,
@@ -242,6 +242,14 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
         return not row["place"], excess_from(ends).value if ends else math.inf
 
     return sorted(summaries, key=order)
+
+
+def title_of(titles: Sequence[str]) -> str:
+    """The title of a model whose seeds have these. If they differ in the guidance: `fm, guided 2; 1.3`."""
+    different = list(dict.fromkeys(titles))
+    if len({title.rpartition(" ")[0] for title in different}) == 1:
+        return "; ".join([different[0], *(title.rpartition(" ")[2] for title in different[1:])])
+    return "; ".join(different)
 
 
 def detail(row: Row, key: str) -> Any:

@@ -188,6 +188,13 @@ def test_rows_without_a_place_are_last_and_in_order():
     assert details == ["heun", "2.0", "x; y", ""]
 
 
+def test_a_title_has_the_guidance_of_each_seed():
+    """Each training may choose its own on validation images."""
+    assert standings.title_of(["fm, guided 2", "fm, guided 1.3", "fm, guided 2"]) == "fm, guided 2; 1.3"
+    assert standings.title_of(["vae", "vae"]) == "vae" and standings.title_of([]) == ""
+    assert standings.title_of(["fm", "fm, guided 2"]) == "fm; fm, guided 2"
+
+
 def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, judged):
     words = (*WORDS, "--models", "vae,fm,wgan", "-n", "5000")
     code, shown, _ = call(*words, "--dry-run")
