@@ -60,7 +60,7 @@ FIELDS = (
     "error",
 )
 # width and number of shades of a picture of samples, in grey and in colour
-GREY, COLOUR = (420, 12), (270, 32)
+GREY, COLOUR = (420, 8), (270, 32)
 
 
 def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None) -> list[Path]:
@@ -83,7 +83,7 @@ def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None
         new = [row for one in leagues for row in one.result["rows"]]
         for row in (*before, *({**row, "commit": row.get("commit") or commit} for row in new)):
             if not row.get("error") or (row["model"], row["seed"]) not in rows:
-                rows[row["model"], row["seed"]] = {key: row[key] for key in FIELDS if key in row}
+                rows[row["model"], row["seed"]] = short({key: row[key] for key in FIELDS if key in row})
         check_judges(into, [row for row in rows.values() if not row.get("error")])
         (into / "rows.json").write_text(json.dumps(list(rows.values())) + "\n")
         joined = standings.of_one_size(list(rows.values()))
@@ -96,6 +96,15 @@ def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None
         for model, run in {name: run for one in leagues for name, run in one.runs.items()}.items():
             picture_and_curves(into, model, run)
     return sorted(path for into in places for path in into.rglob("*.*") if path.is_file())
+
+
+def short(value: Any) -> Any:
+    """A row whose numbers have eight digits, because all digits of three seeds take too much space in git."""
+    if isinstance(value, dict):
+        return {key: short(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [short(part) for part in value]
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
