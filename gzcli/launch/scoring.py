@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from gzcli.core.sections import part_of
@@ -181,8 +180,8 @@ def crops(home: DataSet, sets: Sequence[DataSet], size: Size | None) -> list[str
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return fmean(numbers) if len(numbers) == len(values) else None
+    total = forecast.together(values)
+    return None if total is None else total / len(values)
 
 
 def in_words(n: int | None) -> str:
