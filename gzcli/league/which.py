@@ -22,13 +22,14 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Say, silent
 from gzcli.core.units import duration
 from gzcli.data.packs.facts import Facts
-from gzcli.data.packs.open import facts_of, peek
+from gzcli.data.packs.open import counts_of, facts_of, peek
 from gzcli.data.sets.registry import locate
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.league.league import EXTRA, SHORTEST, Terms, least_budget
 from gzcli.league.loop import League, hold
 from gzcli.metrics import networks, standings
+from gzcli.metrics.selection import check
 from gzcli.models import catalog
 from gzcli.recipe.suggest import NEEDS, suggest
 from gzcli.store.runs import Run, by_name
@@ -49,7 +50,7 @@ class Race:
     """Models that compete for a budget."""
 
     models: tuple[str, ...]
-    terms: Terms  # the league of its rounds, except for models and budget
+    terms: Terms  # the league of its rounds, with their judges, except for models and budget
     budget: float  # seconds of training of all rounds together
 
     @property
@@ -74,7 +75,7 @@ class Race:
             for n, seconds in self.rounds
         )
         data = locate(self.terms.data)
-        judges = networks.untrained(metrics_of(facts_of(data)), data, peek(data))
+        judges = networks.untrained(self.terms.job.metrics or (), data, peek(data))
         return SHARE * self.budget + sum(each) + len(judges) * networks.TRAINING
 
 
@@ -143,7 +144,7 @@ class Outcome:
 
 def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     """The race of the models in the terms. By default, these are the shortlist and gz's suggestion. Raises
-    UsageError if no model fits the set, or if the budget is too small."""
+    UsageError if no model fits the set, if the judges need more images, or if the budget is too small."""
     if terms.models:
         for name in terms.models:
             card = planning.ask(name, terms.data, (), {}).recipe.card
@@ -155,7 +156,12 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     if not models:
         hint = "ask for fewer capabilities, or choose models with `--models`"
         raise UsageError(f"no model of the shipped leagues fits `{terms.data}`", hint=hint)
-    race = Race(models, terms, terms.budget)
+    data = locate(terms.data)
+    facts, counts = facts_of(data), counts_of(data)
+    judges = metrics_of(facts)
+    if counts:
+        check(judges, data.reference, counts, (facts and facts.classes) or 0, terms.job.split)
+    race = Race(models, replace(terms, job=replace(terms.job, metrics=judges)), terms.budget)
     if (least := race.rounds[0][1]) < SHORTEST:
         message = f"the budget gives each of {len(models)} models only {least:.1g} s in the first round"
         raise UsageError(message, hint=f"use `--budget {least_budget(terms.budget, least)}` or more")
@@ -292,8 +298,6 @@ def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) 
 def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str = "human") -> Outcome:
     """Runs the race. Raises MissingError if the judges cannot distinguish models on this set."""
     outcomes: list[dict[str, Any]] = []
-    facts = facts_of(locate(race.terms.data))
-    race = replace(race, terms=replace(race.terms, job=replace(race.terms.job, metrics=metrics_of(facts))))
     for i, league in enumerate(leagues(race, outcomes, {"say": say})):
         names = ", ".join(dict.fromkeys(entry.model for entry in league.entries))
         say(f"round {i + 1} of {len(race.rounds)}, {duration(league.terms.budget)} each: {names}")

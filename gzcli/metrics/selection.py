@@ -3,10 +3,12 @@ the top."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.data.packs.open import official_counts
 from gzcli.data.packs.pack import PackMeta
+from gzcli.data.sets.registry import locate, split_sizes
 from gzcli.metrics import networks
 from gzcli.metrics.metric import metrics
 
@@ -26,9 +28,15 @@ def choose(names: Sequence[str] | None, meta: PackMeta | None = None, split: str
         if name not in table:
             hint = did_you_mean(name, table) or f"choose from {', '.join(table)}"
             raise UsageError(f"there is no metric `{name}`", hint=hint)
-    for message, way in shortages(names, meta, split):
-        raise UsageError(message, hint=f"{way}, or omit it from `--metrics`" if split == "test" else way)
+    if meta:
+        check(names, meta.reference, meta.counts, len(meta.classes), split)
     return list(dict.fromkeys(names))
+
+
+def check(names: Sequence[str], data: str, counts: Mapping[str, int], classes: int, split: str) -> None:
+    """Raises UsageError if a set has too few images for one of these metrics."""
+    for message, way in _shortages(names, data, counts, classes, split):
+        raise UsageError(message, hint=f"{way}, or omit it from `--metrics`" if split == "test" else way)
 
 
 def usual(meta: PackMeta | None) -> list[str]:
@@ -45,30 +53,50 @@ def omitted(names: Sequence[str] | None, meta: PackMeta | None, split: str) -> l
 
 
 def shortages(names: Sequence[str], meta: PackMeta | None, split: str) -> list[tuple[str, str]]:
-    """For each number of images that metrics need and a set lacks: a message, and how to get as many."""
-    if meta is None:
-        return []
-    total = sum(meta.counts.values())
-    side = min((split, COUNTERPART[split]), key=lambda name: meta.counts.get(name, 0))
-    n, images = (total // 2, "images") if split == "all" else (meta.counts[side], WORDS[side])
+    """For each number of images that metrics need and a packed set lacks: a message, and how to get as
+    many."""
+    return _shortages(names, meta.reference, meta.counts, len(meta.classes), split) if meta else []
+
+
+def _shortages(
+    names: Sequence[str], data: str, counts: Mapping[str, int], classes: int, split: str
+) -> list[tuple[str, str]]:
+    total = sum(counts.values())
+    side = min((split, COUNTERPART[split]), key=lambda name: counts.get(name, 0))
+    n, images = (total // 2, "images") if split == "all" else (counts[side], WORDS[side])
     by_need: dict[int, list[str]] = {}
     for name in names:
-        if (need := fewest(name, meta)) > n:
+        if (need := fewest(name, classes)) > n:
             by_need.setdefault(need, []).append(f"`{name}`")
     parts = []
     for need, short in by_need.items():
         verb = "needs" if len(short) == 1 else "need"
         least, has = (2 * need, total) if split == "all" else (need, n)
-        message = f"{', '.join(short)} {verb} at least {least:,} {images}, but `{meta.name}` has {has:,}"
+        message = f"{', '.join(short)} {verb} at least {least:,} {images}, but `{data}` has {has:,}"
         more = split == "test" and total // 2 >= need
-        parts.append((message, "use `--split all`" if more else "add images to the data set"))
+        parts.append((message, "use `--split all`" if more else _remedy(data, split, need)))
     return parts
 
 
-def fewest(name: str, meta: PackMeta) -> int:
+def _remedy(data: str, split: str, need: int) -> str:
+    """How many images a set needs, so that those of a split and of its counterpart are as many as needed."""
+    if split == "all":
+        return f"give at least {2 * need:,} images"
+    official, compared = official_counts(locate(data)) or {}, {split, COUNTERPART[split]}
+    for part in compared - {"train"}:
+        if 0 < official.get(part, 0) < need:
+            return f"give at least {need:,} images in its split `{part}`"
+    # a drawn split has at most a tenth of the images
+    sizes = ((n, split_sizes({**official, "train": n})) for n in range(10 * need + 1))
+    least = next((n for n, size in sizes if min(size[part] for part in compared) >= need), None)
+    where = " in its split `train`" if any(official.get(part) for part in ("val", "test")) else ""
+    return f"give at least {least:,} images{where}" if least else "add images to the data set"
+
+
+def fewest(name: str, classes: int) -> int:
     """The fewest images in each set that a metric compares; 0 for a metric of a model itself. Within classes,
     one class must have two."""
     metric = metrics()[name]
     if not (metric.compare or metric.within or metric.of_images):
         return 0
-    return max(metric.fewest, len(meta.classes) + 1) if metric.within else metric.fewest
+    return max(metric.fewest, classes + 1) if metric.within else metric.fewest

@@ -529,8 +529,8 @@ def test_a_metric_with_too_few_images_is_refused_before_a_training(home, tmp_pat
     np.savez(few := tmp_path / "few.npz", images=np.zeros((60, 16, 16), np.uint8))
     job = league.BenchJob((), str(few), ("prc_lenet",), split="val")
     terms = league.Terms(str(few), 60.0, ("vae",), (0,), job, 0)
-    least = f"`prc_lenet` needs at least 12 validation images, but `{open_pack(few).meta.name}` has 6"
-    refused(least, loop.League.of, terms, "1m", hint="add images")
+    least = f"`prc_lenet` needs at least 12 validation images, but `{few}` has 6"
+    refused(least, loop.League.of, terms, "1m", hint="give at least 120 images")
 
 
 def test_a_league_prints_a_note_on_its_data_once(home, tmp_path):

@@ -189,7 +189,35 @@ def test_judging_is_in_proportion_to_the_training(held):
     which.run(Race(tuple("abcde"), terms(), 190.0))
     assert [job.n for *_, job in held] == [250, 500, 1000]
     assert [job.patience for *_, job in held] == pytest.approx([1, 2, 4])
-    assert {(job.few, job.metrics) for *_, job in held} == {(which.FEW, ("fd", "fd_second"))}
+    assert {job.few for *_, job in held} == {which.FEW}
+
+
+def test_the_judges_are_terms_of_the_race():
+    assert which.race_of(terms("vae", "cvae"), ()).terms.job.metrics == ("fd", "fd_second")
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_too_few_images_for_the_judges_are_refused_with_the_number_that_suffices(call, tmp_path, dry):
+    from PIL import Image
+
+    def race(n: int, *splits: str, dry=dry) -> tuple[int, str]:
+        folder = tmp_path / f"{n}{''.join(splits)}"
+        for split in splits or ("",):
+            (folder / split).mkdir(parents=True)
+            for i in range(n if split in ("", "train") else 3):
+                Image.new("L", (28, 28), i).save(folder / split / f"{i}.png")
+        budget = ("--budget", "6s", "--models", "vae,dcgan")
+        code, _, stderr = call("which", "--data", str(folder), *budget, *dry)
+        return code, stderr.replace(str(folder), "PATH")
+
+    code, stderr = race(39)
+    message = "`fd`, `fd_second` need at least 4 validation images, but `PATH` has 3"
+    assert code == 2 and message in stderr and "hint: give at least 40 images\n" in stderr
+    assert race(40, dry=["--dry-run"])[0] == 0
+    code, stderr = race(39, "train", "test")
+    assert code == 2 and message in stderr and "give at least 40 images in its split `train`" in stderr
+    code, stderr = race(50, "train", "val")
+    assert code == 2 and message in stderr and "give at least 4 images in its split `val`" in stderr
 
 
 def test_few_colour_images_are_judged_by_the_published_network_alone(monkeypatch):

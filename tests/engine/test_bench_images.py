@@ -127,8 +127,7 @@ def test_metrics_with_too_few_real_images_are_omitted_or_refused(paths, digits, 
     """The usual ones are omitted. Named ones are refused before a judge is trained."""
     arrays = {"images": digits.images("train")[:60, 0], "labels": digits.labels("train")[:60]}
     np.savez(few := tmp_path / "few.npz", **arrays, class_names=list(map(str, range(10))))
-    name = open_pack(few).meta.name
-    least = f"`prc_lenet` needs at least 12 test images, but `{name}` has 6"
+    least = f"`prc_lenet` needs at least 12 test images, but `{few}` has 6"
     with monkeypatch.context() as patched:
         patched.setattr(bench, "lenet", lambda *_, **how: pytest.fail("trained"))
         named = {"data": str(few), "metrics": ("fd", "prc_lenet")}
@@ -136,7 +135,7 @@ def test_metrics_with_too_few_real_images_are_omitted_or_refused(paths, digits, 
     for judge in (lenet, second):
         monkeypatch.setattr(bench, judge.__name__, lambda pack, judge=judge, **how: judge(digits))
     result = run(tmp_path, paths / "train", data=str(few), metrics=None, n=60)
-    within = f"`fd_class` needs at least 11 test images, but `{name}` has 6"
+    within = f"`fd_class` needs at least 11 test images, but `{few}` has 6"
     for message in (least, within):
         assert f"omitted: {message}; use `--split all`" in result["notes"]
     assert "fd" in result["floor"] and "precision_lenet" not in result["floor"]

@@ -21,7 +21,7 @@ from gzcli.data.packs.stream import mapped, write_index
 from gzcli.data.readers import pictures
 from gzcli.data.readers.images import Block, RawImages
 from gzcli.data.readers.values import VALUES, Values, fitted, measured, with_pictures
-from gzcli.data.sets.registry import Form, extras_in_words, import_line
+from gzcli.data.sets.registry import Form, extras_in_words, import_line, split_sizes
 from gzcli.store.files import checksum, need_space, write_array, write_json
 
 LARGEST = 512  # largest side in pixels that is packed without `data.size`
@@ -201,21 +201,18 @@ def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarr
 
 
 def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
-    """The plan of a set to train on. A missing validation split is min(2000, 10 %) of train; a missing test
-    split is 10 %. They are drawn with RandomState, whose stream never changes, and keep the order of the
-    images."""
-    n = counts.get("train", 0)
-    target = np.zeros(n, np.int8)
-    order = np.random.RandomState(0).permutation(n)
-    tenth = max(1, n // 10)
-    if not counts.get("test"):
-        target[order[:tenth]], order = 2, order[tenth:]
-    if not counts.get("val"):
-        target[order[: min(2000, tenth)]] = 1
-    if not (target == 0).any():
+    """The plan of a set to train on. Missing splits are drawn with RandomState, whose stream never changes,
+    and keep the order of the images."""
+    n, sizes = counts.get("train", 0), split_sizes(counts)
+    if sizes["train"] < 1:
         raise MissingError(
             f"`{title}` contains too few images: {n} to train on", hint="give at least 3 images"
         )
+    target = np.zeros(n, np.int8)
+    order = np.random.RandomState(0).permutation(n)
+    for code, split in ((2, "test"), (1, "val")):
+        if not counts.get(split):
+            target[order[: sizes[split]]], order = code, order[sizes[split] :]
     official = {s: np.full(counts[s], i, np.int8) for i, s in enumerate(SPLITS) if i and counts.get(s)}
     return {"train": target, **official}
 

@@ -197,7 +197,7 @@ def facts_of(
     else:
         if meta is None and not (meta := _packed(data)):
             try:
-                surveyed = _surveyed(data, fingerprint(data))
+                surveyed = _surveyed(data, fingerprint(data))[0]
             except GzError:
                 if data.path.exists():  # packing would refuse them, too
                     raise
@@ -227,12 +227,17 @@ def counts_of(data: DataSet, *, foreign: bool = False) -> dict[str, int] | None:
         return None
     from gzcli.data.packs.build import foreign_plan, rows_of, split_plan
 
+    if foreign:
+        return rows_of(foreign_plan(read(data, replace(data.form, foreign=True)).counts))
+    return rows_of(split_plan(data.title, official_counts(data) or {}))
+
+
+def official_counts(data: DataSet) -> dict[str, int] | None:
+    """The images in each official split of a set; None if its files are missing. Raises GzError for files
+    that cannot be packed."""
     if isinstance(data, DataSpec):
-        title, counts = data.title, {"train": data.n_train, "val": data.n_val, "test": data.n_test}
-    else:
-        images = read(data, replace(data.form, foreign=foreign))
-        title, counts = images.title, images.counts
-    return rows_of(foreign_plan(counts) if foreign else split_plan(title, counts))
+        return data.official
+    return _surveyed(data, fingerprint(data))[1] if data.path.exists() else None
 
 
 def crops_of(data: DataSet, size: Size | None, *, foreign: bool = False) -> list[str]:
@@ -247,10 +252,12 @@ def crops_of(data: DataSet, size: Size | None, *, foreign: bool = False) -> list
 
 
 @lru_cache(maxsize=1)
-def _surveyed(data: OwnSet, made_of: str | None) -> Facts | None:
-    """The facts of a set that is not packed. They are cached, because several recipes need them, and a large
-    archive takes seconds to read. `made_of` changes with the set's files."""
-    return measure(read(data, data.form))
+def _surveyed(data: OwnSet, made_of: str | None) -> tuple[Facts | None, dict[str, int]]:
+    """The facts of a set that is not packed, and the images in each official split. They are cached, because
+    several recipes need them, and a large archive takes seconds to read. `made_of` changes with the set's
+    files."""
+    images = read(data, data.form)
+    return measure(images), images.counts
 
 
 def _packed(data: DataSet) -> PackMeta | None:

@@ -117,6 +117,11 @@ class PackMeta:
         return cls(**row)
 
     @property
+    def reference(self) -> str:
+        """The name or path with which verbs open the set."""
+        return self.name if self.name in set_names() else self.title
+
+    @property
     def channels(self) -> int:
         """The channels of the set: those of its values, of which an image may show only some."""
         return self.values["channels"] if self.values else self.shape[0]
@@ -161,7 +166,7 @@ class Pack:
     @property
     def reference(self) -> str:
         """The name or path with which verbs open the set."""
-        return self.meta.name if self.meta.name in set_names() else self.meta.title
+        return self.meta.reference
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,11 +143,13 @@ class DataSpec:
 
     @property
     def trained_on(self) -> int:
-        """The number of images that `build.split_plan` will leave for training, known before anything is
-        packed."""
-        tenth = max(1, self.n_train // 10)
-        test, val = 0 if self.n_test else tenth, 0 if self.n_val else min(2000, tenth)
-        return self.n_train - test - val
+        """The number of images that are left for training, known before anything is packed."""
+        return split_sizes(self.official)["train"]
+
+    @property
+    def official(self) -> dict[str, int]:
+        """The number of images of each official split."""
+        return {"train": self.n_train, "val": self.n_val, "test": self.n_test}
 
     @property
     def download_size(self) -> int:
@@ -225,6 +227,16 @@ class HubSet(OwnSet):
 
     shown = reference
     title = reference
+
+
+def split_sizes(official: Mapping[str, int]) -> dict[str, int]:
+    """The images of each packed split of a set with these official splits. A missing validation split is
+    min(2000, 10 %) of train; a missing test split is 10 %."""
+    n = official.get("train", 0)
+    tenth = max(1, n // 10)
+    drawn = {"val": min(2000, tenth), "test": tenth}
+    sizes = {split: official.get(split) or size for split, size in drawn.items()}
+    return {"train": n - sum(size for split, size in drawn.items() if not official.get(split)), **sizes}
 
 
 DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, size, channels and sized()
