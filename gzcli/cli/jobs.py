@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,13 +161,16 @@ def model_and_words(model: str | None, ctx: typer.Context) -> tuple[str | None, 
 
 
 @contextmanager
-def misspellings(words: Iterable[str], ctx: typer.Context) -> Iterator[None]:
-    """Names an option that is misspelt among these words if the command line is refused."""
+def misspellings(
+    words: Iterable[str], ctx: typer.Context, *, refused: Collection[str] = ()
+) -> Iterator[None]:
+    """Names an option that is misspelt among these words if the command line is refused. Hints do not name
+    `refused` options."""
     try:
         yield
     except UsageError:
         for word in (word.partition("=")[0] for word in words if word.startswith("--")):
-            if hint := meant(word, ctx.command):
+            if hint := meant(word, ctx.command, refused=refused):
                 raise UsageError(f"no such option `{word}`", hint=hint) from None
         raise
 

@@ -143,22 +143,26 @@ def ood(
     model, unknown = jobs.model_and_words(model, ctx)
     model = opt.spelled(model, pretrained) if model else None
     typed = " ".join(filter(None, [model and quoted(model), f"--in {quoted(in_)}" if in_ else None]))
-    with jobs.misspellings(unknown, ctx):
-        check_options(typed, input_, of_pictures, of_sets, alone=bool(inspected or export))
     of_model = {"--score": score, "--background": background, "--seeds": seeds, "--precision": precision}
     of_model |= {"--checkpoint": checkpoint != "last", "--pretrained": pretrained, "--processes": processes}
     of_model |= {} if out_ else {"-n": n, "--full": full}  # a method compares images with all good ones
-    method = method_of(model, in_, of_sets, of_model)
+    method = DEFAULT if model is None else matching(model, tuple(METHODS))
+    spelling = partial(jobs.misspellings, unknown, ctx, refused=of_model if method else ())
+    with spelling():
+        check_options(typed, input_, of_pictures, of_sets, alone=bool(inspected or export))
+    if method:
+        check_method(method, model, in_, of_sets, of_model)
     if export and not method:
         hint = f"gz runs export {quoted(model or 'RUN')} --to alarm"
         raise UsageError("`--export` needs a method that requires no training", hint=hint)
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
     inside = layout.home if layout else locate(name) if name else None
-    with jobs.misspellings(unknown if method else (), ctx):
-        scorer = (
-            of_method(method, inside, unknown) if method else of_runs(model or "", ctx, inside, split(score))
-        )
+    if method:
+        with spelling():
+            scorer = of_method(method, inside, unknown)
+    else:
+        scorer = of_runs(model or "", ctx, inside, split(score))
     if map_ and scorer.card:
         check_maps(scorer.card)
     settings = {**scorer.settings, "checkpoint": checkpoint, "n": n, "full": full, "seed": seed}
@@ -257,19 +261,15 @@ def check_options(
         raise UsageError(message, hint=of_images)
 
 
-def method_of(
-    model: str | None, in_: str | None, of_sets: Mapping[str, Any], of_model: Mapping[str, Any]
-) -> str | None:
-    """The method without training that a command names. It is `DEFAULT` if the command names nothing, and
-    None if it names a model or a run. Raises UsageError if a method lacks its images, or gets an option of
-    models."""
-    method = DEFAULT if model is None else matching(model, tuple(METHODS))
-    if method is None:
-        return None
-    hint = " ".join(filter(None, ["gz ood", model, "--in ./good --input ./today"]))
+def check_method(
+    method: str, typed: str | None, in_: str | None, of_sets: Mapping[str, Any], of_model: Mapping[str, Any]
+) -> None:
+    """Raises UsageError if a method without training, which may be typed, lacks its images, or gets an option
+    of models."""
+    hint = " ".join(filter(None, ["gz ood", typed, "--in ./good --input ./today"]))
     if of_sets["--benchmark"]:
         message = "`--benchmark` needs a model; use `--out` with a method that requires no training"
-        words = filter(None, ["gz ood", model, "--in mnist --out fashionmnist"])
+        words = filter(None, ["gz ood", typed, "--in mnist --out fashionmnist"])
         raise UsageError(message, hint=" ".join(words))
     if not in_:
         raise UsageError("a method that requires no training needs good images: `--in`", hint=hint)
@@ -278,7 +278,6 @@ def method_of(
         raise UsageError(
             message, hint=f"omit `{strange}`, or name a model: `gz ood MODEL --in {quoted(in_)}`"
         )
-    return method
 
 
 def size_in(words: list[str]) -> Any:

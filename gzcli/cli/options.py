@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,10 +147,12 @@ def a_set(ctx: typer.Context, incomplete: str) -> list[str]:
 # --- checks ---
 
 
-def meant(option: str, verb: Any, *others: str) -> str | None:
+def meant(option: str, verb: Any, *others: str, refused: Collection[str] = ()) -> str | None:
     """A hint at the option of a verb that an unknown one means: its name in this verb, or a similar one.
-    others: further options, such as those of a model."""
-    names = [name for param in verb.params for name in param.opts if name.startswith("-")] if verb else []
+    others: further options, such as those of a model.
+    refused: options that the rest of the command line excludes."""
+    opts = [name for param in verb.params for name in param.opts] if verb else []
+    names = [name for name in opts if name.startswith("-") and name not in refused]
     same = (name for group in SAME if option in group for name in group if name in names)
     name = next(same, None)
     return f"did you mean `{name}`?" if name else did_you_mean(option, [*others, *names])

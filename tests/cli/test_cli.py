@@ -104,6 +104,9 @@ ERRORS += [("data download mnist --size 2", 2, SIZES, "use `--size 64`")]
 ERRORS += [("data import a.png b.png", 2, "unexpected argument `b.png`", HELP.format("data import"))]
 ERRORS += [("runs --wide path vae", 2, "`--wide` before `path` has no effect", "gz runs --wide")]
 ERRORS += [("sample vae --input ./no.png", 3, "`--input`: `./no.png` does not exist", HELP.format("sample"))]
+METHOD = "a method that requires no training accepts only `--set data.size=64`"
+ERRORS += [("ood --in digits --input . --metrics fd", 2, "no such option `--metrics`", METHOD)]
+ERRORS += [("ood pca --in digits --input . --socre nll", 2, "no such option `--socre`", METHOD)]
 ERRORS += [("sample a/b.pt", 3, "`a/b.pt` does not exist", RUN)]
 ERRORS += [("sample ./README.md", 3, "`./README.md` is not a run or a weights file", RUN)]
 STRAY = ("unexpected argument `stray`", "name one model; put arguments for `accelerate launch` after `--`")
