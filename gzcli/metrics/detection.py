@@ -79,24 +79,22 @@ def wilson(share: Any, n: Any, chi2: Any = CHI2) -> tuple[Any, Any]:
 def auroc_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
     """Wilson's interval of the AUROC, as a proportion of the number of images for which it has DeLong's
     variance (1988). That number has two bounds. The first is the smaller side, because no scores vary more
-    (Birnbaum & Klose 1957). The second is the limit of Newcombe's score interval (2006) near perfect
-    separation, because the few misplaced images of a good detector do not reveal how much their number
-    varies. Both sides are counts by ascending rank."""
+    (Birnbaum & Klose 1957). The second is twice the smaller side, because the few misplaced images of a good
+    detector do not reveal how much their number varies. For equal sides it is the limit of Newcombe's score
+    interval (2006) near perfect separation. Both sides are counts by ascending rank."""
     area, variance = delong(negative, positive)
-    n, m = int(negative.sum()), int(positive.sum())
-    least, most = min(n, m), 4 * n * m / (n + m)
-    size = min(max(area * (1 - area) / variance, least), most) if variance else least
+    least = int(min(negative.sum(), positive.sum()))
+    size = min(max(area * (1 - area) / variance, least), 2 * least) if variance else least
     low, high = wilson(area, size)
     return float(low), float(high)
 
 
 def aupr_interval(area: float, negative: np.ndarray, positive: np.ndarray) -> Ends:
     """Wilson's interval of an area under the precision–recall curve, as a proportion of the number of images
-    for which it has the variance of its influence function. That number is at most the AUROC's near perfect
-    separation. Both sides are counts by ascending rank."""
-    n, m = int(negative.sum()), int(positive.sum())
-    variance, most = precision_variance(negative, positive), 4 * n * m / (n + m)
-    size = min(area * (1 - area) / variance, most) if variance and 0 < area < 1 else min(n, m)
+    for which it has the variance of its influence function. That number is at most twice the smaller side, as
+    for the AUROC. Both sides are counts by ascending rank."""
+    least, variance = int(min(negative.sum(), positive.sum())), precision_variance(negative, positive)
+    size = min(area * (1 - area) / variance, 2 * least) if variance and 0 < area < 1 else least
     low, high = wilson(area, size)
     return float(low), float(high)
 

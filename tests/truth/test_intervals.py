@@ -73,6 +73,7 @@ def coverage(scores: Scores, n: int, m: int, draws: int) -> tuple[float, float]:
         (Scores(1, 0.999), 100, 100),
         (Scores(3, 0.99), 100, 100),
         (Scores(3, 0.99), 400, 20),
+        (Scores(3, 0.95), 500, 50),
         (Scores(1 / 3, 0.95), 20, 400),
         (Scores(1, 0.95, rounded=True), 100, 100),
     ],
@@ -92,7 +93,7 @@ def test_intervals_hold_for_every_kind_of_scores(auroc, deviation):
     scores = Scores(1 if rounded else deviation, auroc, rounded=rounded)
     for n, m in itertools.product((20, 100, 1000), repeat=2):
         of_auroc, of_fpr = coverage(scores, n, m, 1000)
-        assert of_auroc >= 0.90 and of_fpr >= 0.86, (n, m, of_auroc, of_fpr)
+        assert of_auroc >= 0.92 and of_fpr >= 0.86, (n, m, of_auroc, of_fpr)
 
 
 def test_intervals_are_no_wider_than_they_must_be():
@@ -118,7 +119,9 @@ def test_delong_s_variance_is_that_of_its_definition(rounded):
     assert delong(*counts(s_in, s_out)) == pytest.approx((wins.mean(), variance), rel=1e-12)
 
 
-@pytest.mark.parametrize("scores, n, m", [(Scores(1, 0.8), 300, 300), (Scores(2, 0.95), 800, 200)])
+@pytest.mark.parametrize(
+    "scores, n, m", [(Scores(1, 0.8), 300, 300), (Scores(2, 0.95), 800, 200), (Scores(3, 0.99), 1000, 50)]
+)
 def test_the_interval_of_average_precision_holds_the_true_value(scores, n, m):
     """And its variance is that of the drawn values."""
     rng = np.random.default_rng(6)
@@ -129,7 +132,7 @@ def test_the_interval_of_average_precision_holds_the_true_value(scores, n, m):
     true, rows = area(*scores.draw(rng, 200 * n, 200 * m)), [scores.draw(rng, n, m) for _ in range(200)]
     areas = [area(*row) for row in rows]
     ends = np.array([aupr_interval(value, *counts(*row)) for value, row in zip(areas, rows, strict=True)])
-    assert np.mean((ends[:, 0] <= true) & (true <= ends[:, 1])) >= 0.90
+    assert np.mean((ends[:, 0] <= true) & (true <= ends[:, 1])) >= 0.92
     variance = np.mean([precision_variance(*counts(*row)) for row in rows])
     assert variance == pytest.approx(np.var(areas), rel=0.3)
 
