@@ -96,12 +96,12 @@ def hold(
         train_judges((entry.recipe.parts[0] for entry in left), say, terms.job.metrics)
         with signals.noted() as heard:
             result, failed = play(league, turns(league, at_once, heard, say, mode), heard, say)
-        took = [(row.get("train_seconds") or 0, row["model"]) for row in result["rows"]]
-        if longer := [(seconds, name) for seconds, name in took if seconds > standings.LATE * terms.budget]:
+        if late := [row for row in result["summary"] if row["late"]]:
+            longest = max(row["train_seconds"] for row in late)
             result["notes"].append(
-                f"no rank for {', '.join(dict.fromkeys(name for _, name in longer))}: "
-                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer)[0])} instead of "
-                f"{duration(terms.budget)}, for validation, sample grids or preparation"
+                f"no rank for {', '.join(row['title'] for row in late)}: trainings took up to "
+                f"{duration(longest)} on average instead of {duration(terms.budget)}, for validation, "
+                "sample grids or preparation"
             )
         if len(terms.seeds) == 1:
             result["notes"].append("1 seed: ± covers the images only; another seed may differ by more")
