@@ -16,6 +16,7 @@ from gzcli.report.results import Row, rows_of
 FACTS = {"samples": "n", "seconds": "train_seconds", "steps": "train_steps", "params": "params"}
 MOST = 7  # columns of metrics and facts without a choice
 LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
+JUDGES = ("", "_lenet", "_rot", "_lite")  # ends of a metric's name: `recall` is `recall_lenet`
 TITLE = "To cite"
 CAPTION = (
     "± is half of a 95 % interval: over images for one seed, over seeds (Student's t) for several. Metrics "
@@ -28,23 +29,30 @@ LATE_CAPTION = f"†: trained for over {LATE} times the budget, so without a ran
 def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
     """A row for each model, the best first; None without rows.
 
-    columns: metrics, and keys of FACTS; the default is at most `MOST`.
+    columns: metrics, also without their judge, and keys of FACTS; the default is at most `MOST`.
     """
     groups = models_of(result)
     if not groups:
         return None
     every = [row for rows in groups.values() for row in rows]
     figures = list(dict.fromkeys(base(name) for row in every for name in row["metrics"]))
-    names = list(columns) or usual(figures, groups, base(str(result.get("metric"))))
-    for name in names:
-        if name not in figures and name not in FACTS:
-            hint = did_you_mean(name, [*figures, *FACTS]) or f"choose from {', '.join([*figures, *FACTS])}"
-            raise UsageError(f"the results have no column `{name}`", hint=hint)
+    of_result = base(str(result.get("metric")))
+    names = [column(name, figures) for name in columns] or usual(figures, groups, of_result)
     table_columns = [doc.texts("model", list(groups))]
     for name in names:
         table_columns.append(fact(name, groups) if name in FACTS else figure(name, groups))
     late = any(title.endswith(MARK) for title in groups)
     return Table(TITLE, table_columns, caption=f"{CAPTION} {LATE_CAPTION}" if late else CAPTION, cited=True)
+
+
+def column(name: str, figures: Sequence[str]) -> str:
+    """The full name of a column. Raises UsageError for one that the results lack, except for a likelihood,
+    which not every model has."""
+    possible = [*figures, *FACTS, *LIKELIHOODS]
+    if full := next((name + judge for judge in JUDGES if name + judge in possible), None):
+        return full
+    hint = did_you_mean(name, possible) or f"choose from {', '.join([*figures, *FACTS])}"
+    raise UsageError(f"the results have no column `{name}`", hint=hint)
 
 
 def models_of(result: Row) -> dict[str, Sequence[Row]]:

@@ -183,6 +183,11 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     tex = written(call, folder, "--columns", "fd,bpd,seconds")["report.tex"]
     assert tex.count("tabular}") == 2 and "booktabs" in tex, "one table"
     assert r"a, guided 1.3 & {}\textbf{11} {\scriptsize $\pm$ 13} & " in tex
+    named = ("fd", "recall", "bpd", "nats", "seconds")  # recall without its judge; no model has nats
+    judge = json.loads(json.dumps(league_json()).replace('"bpd"', '"recall_lenet"').replace('"fd"', '"fd_rot"'))
+    table = cited.table(judge, named)
+    assert [one.name for one in table.columns[1:]] == ["fd_rot", "recall_lenet", "bpd", "nats", "seconds"]
+    assert table.columns[2].cells[0].text == "1.1" and table.columns[3].cells[0].text == "–"
     code, _, stderr = call("report", str(folder), "--columns", "fdd")
     assert code == 2 and "no column `fdd`" in stderr and "`fd`" in stderr
 
