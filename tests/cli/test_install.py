@@ -127,15 +127,25 @@ def test_the_workflow_runs_what_is_there():
 def test_a_row_of_a_league_must_be_judged_alike():
     """`.ci/row.py`, which the workflow calls."""
     row = runpy.run_path(str(ROOT / ".ci/row.py"))
-    again = {"intervals": {"fd": [10.0, 20.0], "recall": [0.8, 0.9]}}
-    assert row["differing"]({"metrics": {"fd": 12.0, "recall": 0.8}}, again) == []
-    wrong = row["differing"]({"metrics": {"fd": 9.0}}, again)
-    assert wrong == ["fd: claimed 9.0, judged 10 to 20", "recall: claimed None, judged 0.8 to 0.9"]
-    (step,) = [one["run"] for one in steps_of("check") if "row.py" in one.get("run", "")]
-    assert (
-        ".github/rows/*.json" in step
-        and ".github/rows/glyphs/NAME.json" in (ROOT / "gzcli/docs/pages/bench.md").read_text()
-    )
+    facts = {"model": "fm", "title": "fm, guided 2", "params": 9, "n": 2000}
+    again = facts | {"metrics": {"fd": 15.0, "bpd": 1.0}, "excess": {"fd": [5.0, 0.0, 10.0]}}
+    again["intervals"] = {"fd": [10.0, 20.0], "bpd": [0.9, 1.1]}
+    near = {"metrics": {"fd": 12.0, "bpd": 1.1}, "excess": {"fd": [2.0, -2.0, 6.0]}}
+    assert row["differing"](again | near, again) == []
+    for claim, line in (
+        ({"metrics": {"fd": 9.0, "bpd": 1.0}}, "fd: claimed 9.0, judged 10 to 20"),
+        ({"metrics": {"fd": 15.0}}, "metrics: only one judgement has bpd"),
+        ({"metrics": {**again["metrics"], "recall": 1.0}}, "metrics: only one judgement has recall"),
+        ({"excess": {"fd": [-1.0, -6.0, 4.0]}}, "excess of fd: claimed -1.0 ± 5, judged 0 to 10"),
+        ({"excess": {"fd": [5.0, 4.5, 5.5]}}, "excess of fd: claimed 5.0 ± 0.5, judged 0 to 10"),
+        ({"excess": {**again["excess"], "bpd": [0.0, 0.0, 0.0]}}, "excess: only one judgement has bpd"),
+        ({"title": "fm"}, "title: claimed fm, judged fm, guided 2"),
+        ({"n": 50}, "n: claimed 50, judged 2000"),
+    ):
+        assert row["differing"](again | claim, again) == [line]
+    (step,) = [one for one in steps_of("check") if "row.py" in one.get("run", "")]
+    assert "--no-renames" in step["run"] and "-- .github/rows |" in step["run"] and step["shell"] == "bash"
+    assert ".github/rows/glyphs/NAME.json" in (ROOT / "gzcli/docs/pages/bench.md").read_text()
 
 
 def test_actions_are_pinned_and_a_release_is_a_tag_with_its_changes():
