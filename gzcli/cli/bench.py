@@ -301,7 +301,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     called: dict[str, str] = {}  # heading → the metric's name
     for name in columns:
         mark = "~" if name in biased else ""
-        heads.append(heading(name, columns) + mark + ARROWS.get(directions.get(name) or "", ""))
+        heads.append(heading(name, columns, lines) + mark + ARROWS.get(directions.get(name) or "", ""))
         spare[heads[-1]], called[heads[-1]] = KEEP.get(name) or column_of(name).keep, name
         halves = [half(line, name) for line in lines]
         for row, line in zip(cells, lines, strict=True):
@@ -322,12 +322,11 @@ def cell(name: str, value: Any) -> Any:
     return figure(value) if isinstance(value, float) else value
 
 
-def heading(name: str, columns: Sequence[str]) -> str:
-    """The heading of a neighbour-based metric. The name of the features is omitted if there is only one
-    kind."""
+def heading(name: str, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+    """The heading of a metric. That of a neighbour-based one omits its features if there is only one kind."""
     word, _, features = name.partition("_")
     several = sum(column.startswith(f"{word}_") for column in columns) > 1
-    return word if word in BY_NEIGHBOURS and features and not several else name
+    return word if word in BY_NEIGHBOURS and features and not several else standings.heading(name, lines)
 
 
 def half(line: Mapping[str, Any], name: str) -> str | None:

@@ -173,11 +173,11 @@ def list_pretrained(*, wide: bool = False) -> None:
     from gzcli.store.pretrained import PREFIX, elsewhere, every
 
     models, lacking = every(), list(elsewhere())
-    columns = ("pretrained", "data", "metric", "above real", "params", "CPU time", "size")
-    lines = [(PREFIX + one.name, one.data, *one.cells) for one in models]
+    columns = ("pretrained", "data", "guidance", "metric", "above real", "params", "CPU time", "size")
+    lines = [(PREFIX + one.name, one.data, one.guidance, *one.cells) for one in models]
     out.table(columns, lines, spare=("size", "CPU time", "params"), wide=wide)
     if models:
-        out.hint(f"gz sample {PREFIX}{models[0].name}")
+        out.hint(models[0].command)
     if lacking:
         out.info(f"the gz repository has {len(lacking)} more: {', '.join(lacking)}")
     facts = ("about", "params", "seconds", "work", "command")

@@ -163,7 +163,7 @@ def detections() -> dict[tuple[str, str, str], str]:
 def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
     """The metrics of a row that pages show, in their order. Each has its excess over the floor and half the
     95 % interval of the excess, if known. Likelihoods of different kinds (exact, bound, ode) are different
-    metrics.
+    metrics. They are those of the model without guidance, also if its samples are guided.
 
     kind: kind of the row's likelihoods; "" if unknown, None for a model of codes, which has none.
     """
@@ -173,7 +173,7 @@ def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
             continue
         if value and order(name) < len(SHOWN) and not name.endswith(PARTS):
             excess, half = (row.get(f"{name}_excess{end}") for end in ("", "_half"))
-            title = f"{name} ({kind})" if kind and name.startswith(LIKELIHOODS) else name
+            title = f"{name} ({kind}, unguided)" if kind and name.startswith(LIKELIHOODS) else name
             cells[title] = figure(float(value))
             if excess and half:
                 cells[title] += f" ({signed(float(excess))} ± {figure(float(f'{float(half):.2g}'))})"
@@ -204,6 +204,12 @@ def costs(model: str) -> list[dict[str, str]]:
 def picture(recipe: str, data: str, scale: str) -> Path:
     """The path of a reference run's image of samples; the file may be missing."""
     return ROOT / data / scale / "samples" / f"{recipe}.png"
+
+
+def title(recipe: str, data: str, scale: str) -> str:
+    """The title of the reference run in `picture`, that of the model's first seed. It names the guidance."""
+    titles = (row["title"] for row in league(data, scale) if row["model"] == recipe)
+    return next(filter(None, titles), recipe)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

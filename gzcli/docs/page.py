@@ -100,7 +100,8 @@ class Page:
     groups: tuple[Group, ...]
     remarks: tuple[str, ...]  # the other lines of the recipe's head
     references: tuple[Reference, ...]
-    drawn: tuple[tuple[str, str], ...]  # (set, scale) of the leagues that have an image of its samples
+    # (set, scale, title) of the leagues that have an image of its samples; the title names the guidance
+    drawn: tuple[tuple[str, str, str], ...]
     ready: tuple[Pretrained, ...]  # its pretrained files that come with gz
     compared: tuple[tuple[str, str, str, str], ...]  # (whose, set, metrics, source): paper, peers, gz
     costs: tuple[Mapping[str, str], ...]  # cost of its trainings, by set and scale
@@ -108,14 +109,16 @@ class Page:
     @property
     def pictures(self) -> tuple[tuple[str, str], ...]:
         """(path from the models' pages on the site, caption) for each image of samples."""
-        league = ((place, picture_name(self.recipe or self.name, *place)) for place in self.drawn)
-        return (
-            *((path, f"Samples from a league, {data} at scale {scale}") for (data, scale), path in league),
-            *(
-                (f"../{ready_picture(one)}", f"Samples of gz sample pretrained:{one.name}")
-                for one in self.ready
-            ),
+        recipe = self.recipe or self.name
+        league = (
+            (picture_name(recipe, data, scale), f"Samples of {title} from a league, {data} at scale {scale}")
+            for data, scale, title in self.drawn
         )
+        ready = (
+            (f"../{ready_picture(one)}", ", ".join(filter(None, (f"Samples of {one.command}", one.variant))))
+            for one in self.ready
+        )
+        return *league, *ready
 
 
 def page_of(name_or_file: str, sets: Sequence[str] = ()) -> Page:
@@ -156,7 +159,11 @@ def page_of(name_or_file: str, sets: Sequence[str] = ()) -> Page:
             for part in ([stage] if alone else list(stages) or [""])
             if (curve := measured.ReferenceRun(recipe, data, scale, part).curve)
         ),
-        drawn=tuple(place for place in measured.places() if measured.picture(recipe, *place).is_file()),
+        drawn=tuple(
+            (*place, measured.title(recipe, *place))
+            for place in measured.places()
+            if measured.picture(recipe, *place).is_file()
+        ),
         ready=tuple(model for model in every() if model.model == recipe),
         compared=() if alone else tuple(_compared(name)),
         costs=tuple(measured.costs(recipe)),

@@ -64,9 +64,9 @@ def write(folder: Path, commands: str) -> list[Any]:
     for name, text in files.items():
         (folder / f"{name}.md").write_text(text)
     for name, page in pages.items():
-        for place in page.drawn:
-            picture = measured.picture(page.recipe or name, *place)
-            shutil.copyfile(picture, folder / "models" / picture_name(page.recipe or name, *place))
+        for data, scale, _ in page.drawn:
+            picture = measured.picture(page.recipe or name, data, scale)
+            shutil.copyfile(picture, folder / "models" / picture_name(page.recipe or name, data, scale))
     for model in ready:
         (folder / ready_picture(model)).write_bytes(model.preview)
 

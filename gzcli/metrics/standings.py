@@ -252,6 +252,12 @@ def title_of(titles: Sequence[str]) -> str:
     return "; ".join(different)
 
 
+def heading(name: str, rows: Sequence[Row]) -> str:
+    """The heading of a metric: a likelihood, which uses no guidance, is marked if samples are guided."""
+    guided = any(detail(row, "guidance") not in (None, 1.0) for row in rows)
+    return f"{name}, unguided" if guided and name.partition("|")[0] in ("bpd", "nats") else name
+
+
 def detail(row: Row, key: str) -> Any:
     """A fact of SAMPLER or ORIGIN; None if the row lacks it."""
     return (row.get("sample") or {}).get(key) if key in SAMPLER else row.get(key)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
-from gzcli.metrics.standings import AXES, Excess, base, comparable, excess_from, excess_of, first_of
+from gzcli.metrics.standings import AXES, Excess, base, comparable, excess_from, excess_of, first_of, heading
 from gzcli.report import cited
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
@@ -63,10 +63,10 @@ def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """The names of the rows (in a league, those of the models), with seeds if there are several. Equal names
-    are numbered."""
+    """The names of the rows (in a league, their titles, which name the guidance), with seeds if there are
+    several. Equal names are numbered."""
     seeds = [row.get("seed") for row in rows]
-    keys = ("name", "model", "run") if None in seeds else ("model", "name", "run")
+    keys = ("name", "model", "run") if None in seeds else ("title", "model", "name")
     names = [str(next((row[key] for key in keys if row.get(key)), "?")) for row in rows]
     if len(set(seeds)) > 1:
         names = [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]
@@ -129,7 +129,7 @@ class Figures:
                 ends = "" if value is None else doc.brackets((row.get("intervals") or {}).get(name))
                 is_best = value is not None and possible(name, row) == best[id(row)]
                 cells.append(Cell(doc.number(value), ends, value, is_best))
-            columns.append(Column(name, cells, self.direction(name)))
+            columns.append(Column(heading(name, self.rows), cells, self.direction(name)))
         foot = [
             [Cell(title), *[Cell("")] * (len(columns) - len(self.names) - 1)]
             + [Cell(doc.number(figures.get(n)), doc.brackets(ends.get(n))) for n in self.names]
@@ -268,7 +268,7 @@ def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
         )
         small = [f"± {doc.number(spread)}" if doc.is_number(spread) else "" for spread in spreads]
         way = of_rows.direction(name) if name in of_rows.names else None
-        columns.append(doc.numbers(name, values, way, small))
+        columns.append(doc.numbers(heading(name, of_rows.rows), values, way, small))
         ends = [(row.get("excess") or {}).get(base(name)) for row in summary]
         if any(ends):
             columns.append(excess_column(name, [each and excess_from(each) for each in ends]))

@@ -8,7 +8,17 @@ from functools import partial
 
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.metrics.metric import column_of
-from gzcli.metrics.standings import LATE, SECOND, Excess, base, excess_of, name_of, over_seeds, value_of
+from gzcli.metrics.standings import (
+    LATE,
+    SECOND,
+    Excess,
+    base,
+    excess_of,
+    heading,
+    name_of,
+    over_seeds,
+    value_of,
+)
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Column, Table
 from gzcli.report.results import Row, rows_of
@@ -112,7 +122,7 @@ def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
         half = f"± {doc.number(float(f'{one.half:.2g}'))}" if one and one.half else ""
         best = first is not None and title in worse and bool(way) and not first.differs(worse[title])
         cells.append(Cell(doc.number(one and one.value), half, one and one.value, best and len(worse) > 1))
-    return Column(name, cells, way)
+    return Column(heading(name, [row for rows in groups.values() for row in rows]), cells, way)
 
 
 def estimate(row: Row, name: str) -> Excess | None:

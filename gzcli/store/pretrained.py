@@ -53,6 +53,15 @@ class Pretrained:
         return title.removeprefix(self.model).strip(" ,")
 
     @property
+    def guidance(self) -> str | None:
+        """The guidance scale of the samples of its metric; None without guidance."""
+        return self.variant.partition("guided ")[2] or None
+
+    @property
+    def command(self) -> str:
+        return f"gz sample {PREFIX}{self.name}"
+
+    @property
     def cells(self) -> tuple[str, str, str, str, str]:
         """Its table cells: metric, excess over real images, parameters, seconds of training on one core, and
         size."""

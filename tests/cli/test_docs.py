@@ -139,7 +139,7 @@ def reference(tmp_path, monkeypatch, home):
     measured.read_curve.cache_clear()
 
 
-def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
+def test_a_league_becomes_files_that_pages_and_trainings_read(reference, monkeypatch):
     import measure
 
     curve = measured.ReferenceRun("vae", "mnist", "tiny").curve
@@ -162,6 +162,11 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     assert re.search(r"mnist +small +1.38M +100,000 +90 minutes +81 seconds", text) and "CPU: a CPU." in text
     assert "8m00s of training" in text
     assert "REFERENCE CURVE, MNIST AT SCALE TINY" in text
+    rows = [{"model": "vae", "title": "vae, guided 2"}]
+    monkeypatch.setattr(measured, "league", lambda data, scale: rows)
+    captions = [caption for _, caption in page_of("vae").pictures + page_of("cfm").pictures]
+    assert captions[0] == "Samples of vae, guided 2 from a league, mnist at scale tiny"
+    assert "Samples of gz sample pretrained:cfm-glyphs, guided 2" in captions
 
 
 def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, monkeypatch):
@@ -190,7 +195,10 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     (foreign := reference.parents[1] / "fashionmnist").mkdir()
     (foreign / "ood.csv").write_text(detections)
     text = as_markdown(page_of("glow"), site=True)
-    assert "\n| gz | mnist, tiny | fd 80 (+50.2 ± 8), bpd (bound) 1.2 | rank 1–2 in [the league]" in text
+    assert (
+        "\n| gz | mnist, tiny | fd 80 (+50.2 ± 8), bpd (bound, unguided) 1.2 | rank 1–2 in [the league]"
+        in text
+    )
     paper = "| paper | cifar10 | bpd ≤ 2.91, NVAE with flows | [arXiv:2007.03898]("
     assert paper in as_markdown(page_of("hvae"), site=True)
     assert (
@@ -203,8 +211,8 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     league = rendered("league", leagues=[league_facts("mnist", "tiny")], detections=measured.detections())
     lines = [re.sub(r"\(models/\w+.md\)", "", line) for line in league.splitlines()]
     assert lines[-2:] == [f"| [glow] | {cell} |", "| baseline | 0.950 by png; 500 and 500 images |"]
-    head = r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | samples | training | steps |"
-    assert f"{head} parameters | sampler | calls | ms/image |" in lines
+    head = r"|  | model | fd | bpd (ode, unguided) | bpd (bound, unguided) | nats\|y (bound, unguided) |"
+    assert f"{head} samples | training | steps | parameters | sampler | calls | ms/image |" in lines
     seeds = "* `fm`: 2 seeds; the other models: 1 seed, so their ± covers only the choice of images."
     assert seeds in lines and "trained on a machine that was not recorded." in league
     row = "| 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1.00K | adams | 20 | 10 |"

@@ -184,9 +184,14 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     assert tex.count("tabular}") == 2 and "booktabs" in tex, "one table"
     assert r"a, guided 1.3 & {}\textbf{11} {\scriptsize $\pm$ 13} & " in tex
     named = ("fd", "recall", "bpd", "nats", "seconds")  # recall without its judge; no model has nats
-    judge = json.loads(json.dumps(league_json()).replace('"bpd"', '"recall_lenet"').replace('"fd"', '"fd_rot"'))
+    judge = json.loads(
+        json.dumps(league_json()).replace('"bpd"', '"recall_lenet"').replace('"fd"', '"fd_rot"')
+    )
     table = cited.table(judge, named)
     assert [one.name for one in table.columns[1:]] == ["fd_rot", "recall_lenet", "bpd", "nats", "seconds"]
+    for row in judge["rows"]:
+        row["sample"] = {"guidance": 1.3}
+    assert cited.table(judge, ("nats", "fd")).columns[1].name == "nats, unguided"
     assert table.columns[2].cells[0].text == "1.1" and table.columns[3].cells[0].text == "–"
     code, _, stderr = call("report", str(folder), "--columns", "fdd")
     assert code == 2 and "no column `fdd`" in stderr and "`fd`" in stderr
@@ -265,6 +270,8 @@ def test_names_of_no_letters_are_written_out(call, bench, ood):
 
 def test_figures_come_with_floor_interval_and_direction(call, bench):
     assert of_bench.labels([{"name": name} for name in "abaa"]) == ["a", "b", "a (2)", "a (3)"]
+    rows = [{"model": "fm", "title": "fm, guided 2", "seed": 0}, {"model": "vae", "seed": 1}]
+    assert of_bench.labels(rows) == ["fm, guided 2, seed 0", "vae, seed 1"]
     texts = written(call, bench)
     page = Page(texts["report.html"])
     cells = [cell.strip() for cell in page.cells]

@@ -286,6 +286,8 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewher
     assert code == 0 and {row["name"] for row in rows} == {f"pretrained:{n}" for n in names}
     excesses = [one["figures"][0]["excess"][0] for one in rows if one["data"] == "glyphs"]
     assert excesses == sorted(excesses), "the best is first"
+    lines = dict(line.split()[:3:2] for line in gz("list", "pretrained")[1].splitlines())
+    assert lines["pretrained:cfm-glyphs"] == "2" and lines["pretrained:cvae-glyphs"] == "-", "guidance"
     code, _, err = gz("sample", "nothing", "--pretrained")
     assert code == 2 and "`gz list pretrained` lists them" in err
     code, _, err = gz("sample", model, "--pretrained", "--data", "mnist")
