@@ -29,8 +29,9 @@ LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
 JUDGES = ("", "_lenet", "_rot", "_lite")  # ends of a metric's name: `recall` is `recall_lenet`
 TITLE = "To cite"
 CAPTION = (
-    "± is half of a 95 % interval: over images for one seed, over seeds (Student's t) for several. Metrics "
-    "in bold cannot be distinguished from the best; values better than those of real images count as equal."
+    "± is half of a 95 % interval, or its larger side near a bound: over images for one seed, over seeds "
+    "(Student's t) for several. Metrics in bold cannot be distinguished from the best; values better than "
+    "those of real images count as equal."
 )
 MARK = " †"  # mark of a model that was trained for too long
 LATE_CAPTION = f"†: trained for over {LATE} times the budget, so without a rank."
@@ -126,11 +127,13 @@ def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
 
 
 def estimate(row: Row, name: str) -> Excess | None:
-    """A metric with half its interval, or 0 if that is unknown; None for a row without the metric."""
+    """A metric with the larger side of its interval, or 0 if that is unknown; None for a row without the
+    metric. Near a bound, such as a proportion of 1, half of the interval would contain the true value too
+    rarely."""
     if (value := value_of(row, name)) is None:
         return None
     low, high = doc.interval((row.get("intervals") or {}).get(name_of(row, name))) or (value, value)
-    return Excess(value, (high - low) / 2)
+    return Excess(value, max(value - low, high - value))
 
 
 def fact(name: str, groups: dict[str, Sequence[Row]]) -> Column:

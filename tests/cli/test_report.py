@@ -197,6 +197,17 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     assert code == 2 and "no column `fdd`" in stderr and "`fd`" in stderr
 
 
+def test_the_table_to_cite_has_the_larger_side_of_an_interval_at_a_bound():
+    """Wilson's interval of 100 of 100 is .963–1, and that of 98 of 100 contains a true value of .94."""
+    shares = {"a": (1.0, [0.963, 1.0]), "b": (0.98, [0.93, 0.9945])}
+    rows = [
+        {"name": name, "metrics": {"recall": share}, "intervals": {"recall": ends}}
+        for name, (share, ends) in shares.items()
+    ]
+    cells = cited.table({"rows": rows}, ("recall",)).columns[1].cells
+    assert [cell.small for cell in cells] == ["± 0.037", "± 0.05"]
+
+
 def test_the_page_asks_for_nothing_and_runs_nothing_but_its_own(call, bench, ood):
     for folder in (bench, ood[0]):
         page = Page(written(call, folder)["report.html"])
