@@ -177,8 +177,9 @@ def two_judges(
 
 
 def second_of(summaries: Sequence[Row], metric: str) -> dict[str, Any] | None:
-    """The result of `second_order` for the rows of a summary."""
-    tables = {row["model"]: row["excess"] for row in summaries}
+    """The result of `second_order` for the rows of a summary that have a place. So the ranks are those of its
+    table."""
+    tables = {row["model"]: row["excess"] for row in summaries if row["place"]}
     excesses = {
         name: {key: excess_from(ends) for key, ends in table.items()} for name, table in tables.items()
     }

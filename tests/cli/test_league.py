@@ -190,6 +190,22 @@ def test_rows_without_a_place_are_last_and_in_order():
     assert details == ["heun", "2.0", "x; y", ""]
 
 
+def test_the_second_judge_compares_models_that_have_a_place():
+    """The first model was trained for too long. Its ranks, and those that it would shift, are not printed."""
+    rows = [
+        {"model": model, "seed": 0, "metrics": figures, "train_seconds": seconds}
+        | {"excess": {name: [value, value - 0.1, value + 0.1] for name, value in figures.items()}}
+        for model, seconds, figures in (
+            ("late", 90, {"fd": 1.0, "fd_second": 9.0}),
+            ("a", 60, {"fd": 2.0, "fd_second": 2.0}),
+            ("b", 60, {"fd": 4.0, "fd_second": 4.0}),
+            ("c", 60, {"fd": 6.0, "fd_second": 3.0}),
+        )
+    ]
+    second = standings.second_of(standings.summary(rows, "fd", 60.0), "fd")
+    assert second["apart"] == [["b", "2", "3"], ["c", "3", "2"]] and second["spearman"] == 0.5
+
+
 def test_a_title_has_the_guidance_of_each_seed():
     """Each training may choose its own on validation images."""
     assert standings.title_of(["fm, guided 2", "fm, guided 1.3", "fm, guided 2"]) == "fm, guided 2; 1.3"
