@@ -243,6 +243,7 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
         for row in (row for row in measured.standings(data, scale) if row["model"] == name):
             place = f"rank {row['place']} in the league" if row["place"] else "the league"
             took = f", {duration(float(row['train_seconds']))} of training" if row["train_seconds"] else ""
+            took += f", samples at {_temperature(row)}" if _temperature(row) else ""
             named = (row.get("title") or name).removeprefix(name).strip()
             whose = f"gz, {named}" if named else "gz"
             yield whose, f"{data}, {scale}", _figures(row), place + took
@@ -268,8 +269,17 @@ def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[s
     peers = [{"train_seconds": row["seconds"], **row} for row in measured.peers(data)]
     every_row = (*measured.standings(data, scale), *measured.added(data), *peers)
     rows = [(empty | row | {"link": _link(row)}, _cells(row)) for row in every_row]
+    for row, _ in rows:
+        row["sampler"] = ", ".join(filter(None, (row["sampler"], _temperature(row))))
     names = sorted(dict.fromkeys(name for _, cells in rows for name in cells), key=measured.order)
     return names, [(row, [cells.get(name, "–") for name in names]) for row, cells in rows]
+
+
+def _temperature(row: Mapping[str, str]) -> str:
+    """The temperature of a row's samples in words; "" for 1. Others change samples as guidance does, but not
+    likelihoods."""
+    temperature = row.get("temperature") or "1.0"
+    return "" if temperature == "1.0" else f"temperature {temperature}"
 
 
 def _link(row: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ LATE = 1.25  # a model whose trainings took longer than this multiple of the bud
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
 IDENTITY = ("model", "title", "seed", "setting", "run", "n", "drawn")
 FACTS = (*IDENTITY, *NUMBERS)  # `sample_seconds` is per image
-SAMPLER = ("sampler", "guidance")  # keys of the resolved sampler options
+SAMPLER = ("sampler", "guidance", "temperature")  # keys of the resolved sampler options
 ORIGIN = ("commit", "machine")
 
 

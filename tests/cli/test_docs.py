@@ -172,13 +172,12 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference, monkeyp
 def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, monkeypatch):
     """Likelihoods of several kinds are several columns."""
     head = "place,late,model,title,seeds,n,train_seconds,train_steps,sample_seconds,params,sampler,calls,"
+    head += "temperature,"
     head += "fd,fd_sd,fd_excess,fd_excess_half,bpd,nats|y,nats,swd\n"
-    rows = '1–2,False,fm,"fm +9 clusters, guided 2",2,2000,480,70,.01,1000,adams,20.0,75,,45,8,1.5,,,9\n'
-    rows += "1–2,False,glow,glow,1,10000,480,80,,1000,,1.0,80,2,50.2,8,1.2,,,9\n"
-    rows += ",True,cvae,cvae,1,10000,610,90,,9,,1.0,,,,,,87,,\n"
-    rows += (
-        ",False,vqvae,vqvae,1,10000,480,90,,9,,1.0,,,,,,,1.8,\n"  # nats of a code, as earlier code named them
-    )
+    rows = '1–2,False,fm,"fm +9 clusters, guided 2",2,2000,480,70,.01,1000,adams,20.0,,75,,45,8,1.5,,,9\n'
+    rows += "1–2,False,glow,glow,1,10000,480,80,,1000,,1.0,1.0,80,2,50.2,8,1.2,,,9\n"
+    rows += ",True,cvae,cvae,1,10000,610,90,,9,,1.0,0.7,,,,,,87,,\n"
+    rows += ",False,vqvae,vqvae,1,10000,480,90,,9,,1.0,,,,,,,,1.8,\n"  # nats of a code, by earlier code
     (reference / "summary.csv").write_text(head + rows)
     head = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\n"
     peers = head + "normflows,1.7,glow,480,62,90,60,9\n"
@@ -199,6 +198,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
         "\n| gz | mnist, tiny | fd 80 (+50.2 ± 8), bpd (bound, unguided) 1.2 | rank 1–2 in [the league]"
         in text
     )
+    assert "10m10s of training, samples at temperature 0.7 |" in as_markdown(page_of("cvae"), site=True)
     paper = "| paper | cifar10 | bpd ≤ 2.91, NVAE with flows | [arXiv:2007.03898]("
     assert paper in as_markdown(page_of("hvae"), site=True)
     assert (
@@ -217,7 +217,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     assert seeds in lines and "trained on a machine that was not recorded." in league
     row = "| 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1.00K | adams | 20 | 10 |"
     assert f"| 1–2 | [fm +9 clusters, guided 2] {row}" in lines
-    row = "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | – | 1 | – |"
+    row = "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | temperature 0.7 | 1 | – |"
     assert row in lines, "too late for a place"
     assert "| – | [vqvae] | – | – | – | – | 10,000 | 480 s | 90 | 9 | – | 1 | – |" in lines
     row = "| – | [glow], added as `deep` | 85 (+55 ± 8) | – | – | – | 2,000 | – | – | 9 | – | – | – |"
