@@ -8,26 +8,27 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gzcli.cli import out
+from gzcli.cli.model_options import card_for
 from gzcli.cli.options import meant
 from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
 from gzcli.recipe.suggest import suggest
-from gzcli.store import files, runs
-from gzcli.store.paths import user_dir
+from gzcli.store import files, pretrained, runs
+from gzcli.store.paths import spelling, user_dir
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     import typer
 
-    from gzcli.models.catalog import Param
+    from gzcli.models.catalog import ModelCard, Param
     from gzcli.recipe.schema import Rule
     from gzcli.store.jobs import Job
 
@@ -160,17 +161,38 @@ def model_and_words(model: str | None, ctx: typer.Context) -> tuple[str | None, 
     return (None, [model, *ctx.args]) if model and model.startswith("-") else (model, ctx.args)
 
 
+def run_of(model: str, data: str | None, typed: str | None, check: Callable[[ModelCard], object]) -> Run:
+    """The run that a name refers to, as in `find_run`. If its model has none, `check` first examines the
+    options for the model."""
+    from gzcli.launch.from_file import find_run
+
+    try:
+        return find_run(model, data=data, typed=typed)
+    except MissingError as error:
+        if card := card_for(model):
+            check(card)
+        shipped = map(pretrained.parts_of, pretrained.names())
+        if any(name == spelling(model) and data in (None, of) for name, of in shipped):
+            error.hint = f"{error.hint}; `--pretrained` uses the pretrained model"
+        raise
+
+
 @contextmanager
 def misspellings(
-    words: Iterable[str], ctx: typer.Context, *, refused: Collection[str] = ()
+    words: Iterable[str], ctx: typer.Context, *, of_model: Sequence[str] = (), refused: Collection[str] = ()
 ) -> Iterator[None]:
-    """Names an option that is misspelt among these words if the command line is refused. Hints do not name
-    `refused` options."""
+    """Names an option that is misspelt among these words if the command line is refused.
+
+    of_model: options that the model adds to the verb.
+    refused: options that hints do not name.
+    """
     try:
         yield
     except UsageError:
         for word in (word.partition("=")[0] for word in words if word.startswith("--")):
-            if hint := meant(word, ctx.command, refused=refused):
+            if word in of_model:
+                continue
+            if hint := meant(word, ctx.command, *of_model, refused=refused):
                 raise UsageError(f"no such option `{word}`", hint=hint) from None
         raise
 

@@ -14,7 +14,7 @@ import typer
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.model_options import a_score
+from gzcli.cli.model_options import a_score, card_for, flag
 from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
@@ -130,6 +130,7 @@ def ood(
     The scores' own options (`--starts 8`, `--steps 20`) are the keys of the recipe's `ood` section.
     """
     from gzcli.launch.from_file import find_run
+    from gzcli.recipe.schema import score_options
     from gzcli.store.jobs import AlarmJob, InspectJob, OodJob
 
     check_report(report)
@@ -147,7 +148,10 @@ def ood(
     of_model |= {"--checkpoint": checkpoint != "last", "--pretrained": pretrained, "--processes": processes}
     of_model |= {} if out_ else {"-n": n, "--full": full}  # a method compares images with all good ones
     method = DEFAULT if model is None else matching(model, tuple(METHODS))
-    spelling = partial(jobs.misspellings, unknown, ctx, refused=of_model if method else ())
+    card = card_for(model) if model and unknown and not method else None
+    of_scores = [flag(name) for name in score_options(card)] if card else ()
+    refused = of_model if method else ()
+    spelling = partial(jobs.misspellings, unknown, ctx, of_model=of_scores, refused=refused)
     with spelling():
         check_options(typed, input_, of_pictures, of_sets, alone=bool(inspected or export))
     if method:
@@ -323,8 +327,13 @@ def of_runs(model: str, ctx: typer.Context, inside: DataSet | None, scores: list
 
     words = ctx.args
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+
+    def options_of(card: ModelCard) -> dict[str, Any]:
+        what = f"`gz ood {card.name}`"
+        return jobs.method_options(words[at:], score_options(card), what, "ood", verb=ctx.command)
+
     key = inside.key if inside else None
-    run = find_run(model, data=key, typed=inside.reference if inside else None)
+    run = jobs.run_of(model, key, inside.reference if inside else None, options_of)
     home = inside or locate(part_of(run.serving.tree()).data.name)
     runs = [run, *(find_run(word, data=home.key) for word in words[:at])]
     parts = [part_of(each.serving.tree()) for each in runs]
@@ -335,8 +344,7 @@ def of_runs(model: str, ctx: typer.Context, inside: DataSet | None, scores: list
             message = f"`{each.id}` was trained on `{name}`, but the first run on `{trained_on[0]}`"
             raise UsageError(message, hint="use runs that were trained on the same data set")
     chosen = choose_scores(scores, cards, parts[0].ood.scores)
-    what = f"`gz ood {cards[0].name}`"
-    options = jobs.method_options(words[at:], score_options(cards[0]), what, "ood", verb=ctx.command)
+    options = options_of(cards[0])
     paths = [str(each.path) for each in runs]
     settings: dict[str, Any] = {"run": paths[0], "others": tuple(paths[1:]), "ins": home.reference}
     settings |= {"scores": chosen, "options": options}

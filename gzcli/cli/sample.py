@@ -27,9 +27,8 @@ from gzcli.core.units import counted
 from gzcli.data.sets.labels import class_numbers, in_turns
 from gzcli.data.sets.registry import data_key, slug
 from gzcli.store import claims
-from gzcli.store import pretrained as ready
 from gzcli.store.files import checksum
-from gzcli.store.paths import cache_dir, spelling
+from gzcli.store.paths import cache_dir
 from gzcli.store.png import FORMATS, origin_of
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs
@@ -147,24 +146,15 @@ def sample(
 def job_of(model: str, data: str | None, typed: SampleJob, words: list[str], ctx: typer.Context) -> Sampling:
     """The run that a name refers to, the typed job completed from it, and the run's applications."""
     from gzcli.core.sections import part_of
-    from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
 
-    try:
-        run = find_run(model, data=data_key(data) if data else None, typed=data)
-    except MissingError as error:
-        if data is None and spelling(model) in {ready.parts_of(name)[0] for name in ready.names()}:
-            error.hint = f"gz sample {model} --pretrained, or {error.hint}"
-        raise
+    key = data_key(data) if data else None
+    run = jobs.run_of(model, key, data, lambda card: options_of(card, typed, words, ctx))
     part = part_of(run.serving.tree())
     card, conditional = card_of(run, part.model), bool(part.options.get("conditional"))
     do = choose_application(typed.do, card) if typed.do else None
     check(card, do, run, typed, conditional=conditional)
-    what, takes = (f"`--do {do}`", card.do[do]) if do else (f"`{card.name}`", card.sample)
-    if typed.prompts and "prompt" not in takes:
-        alternative = "`gz list models --can prompt` shows models that do"
-        hint = "choose a class with `--label`" if "conditional" in card.can else alternative
-        raise UsageError(f"{what} takes no prompts", hint=hint)
+    options = options_of(card, typed, words, ctx)
     classes = classes_of(run, part.data.name)
     turns = class_numbers(typed.labels, classes) if typed.labels and classes else classes
     n, from_input = typed.n, typed.input and not do
@@ -173,11 +163,22 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str], ctx
         # equally many of each class, if the classes are known
         if conditional and not do and not typed.prompts:
             n = in_turns(MANY, len(turns))
-    by_method = {f"--do {name}": params for name, params in card.do.items()}
-    options = jobs.method_options(words, takes, what, "sample", by_method, ctx.command)
     job = replace(typed, run=str(run.path), n=n, options=options, do=do)
     job = replace(job, input_as=card.inputs[0] if from_input else None)
     return run, job, [name for name in card.do if conditional or name not in card.with_labels]
+
+
+def options_of(card: ModelCard, typed: SampleJob, words: list[str], ctx: typer.Context) -> dict[str, Any]:
+    """The options in these words, of the model or of the application. Raises UsageError for others, and for
+    prompts that the method does not take."""
+    do = choose_application(typed.do, card) if typed.do else None
+    what, takes = (f"`--do {do}`", card.do[do]) if do else (f"`{card.name}`", card.sample)
+    if typed.prompts and "prompt" not in takes:
+        alternative = "`gz list models --can prompt` shows models that do"
+        hint = "choose a class with `--label`" if "conditional" in card.can else alternative
+        raise UsageError(f"{what} takes no prompts", hint=hint)
+    by_method = {f"--do {name}": params for name, params in card.do.items()}
+    return jobs.method_options(words, takes, what, "sample", by_method, ctx.command)
 
 
 def show_dry(run: Run, job: SampleJob, folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean, matching
 from gzcli.core.units import Size
-from gzcli.store import files, index, pretrained
+from gzcli.store import files, index
 from gzcli.store.claims import check_removable, claimed, remove_folder
 from gzcli.store.paths import is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run_folder import RUN_ID, STAGES, Run
@@ -230,10 +230,8 @@ def _of_model(model: str, data: str | None, typed: str | None) -> Run:
         raise MissingError(message, hint=hint)
     name = newest.alias or short_names([newest])[newest.id]
     state = "being trained" if newest.state == "running" else newest.state
-    ways = [f"to use its newest checkpoint, pass `{name}`" if newest.weights else "it has no checkpoint yet"]
-    if model in {pretrained.parts_of(stem)[0] for stem in pretrained.names()}:
-        ways.append("use the pretrained model with `--pretrained`")
-    raise MissingError(f"{message}; `{name}` is {state}", hint="; ".join(ways))
+    hint = f"to use its newest checkpoint, pass `{name}`" if newest.weights else "it has no checkpoint yet"
+    raise MissingError(f"{message}; `{name}` is {state}", hint=hint)
 
 
 def note_recipe(

@@ -107,6 +107,16 @@ ERRORS += [("sample vae --input ./no.png", 3, "`--input`: `./no.png` does not ex
 METHOD = "a method that requires no training accepts only `--set data.size=64`"
 ERRORS += [("ood --in digits --input . --metrics fd", 2, "no such option `--metrics`", METHOD)]
 ERRORS += [("ood pca --in digits --input . --socre nll", 2, "no such option `--socre`", METHOD)]
+ERRORS += [("sample vae --temprature 1", 2, "no such option `--temprature`", "did you mean `--temperature`?")]
+ERRORS += [("ood ddpm --input . --setps 9", 2, "no such option `--setps`", "did you mean `--steps`?")]
+ERRORS += [
+    (
+        "ood ddpm --steps 9",
+        2,
+        "`gz ood` needs the images to judge: `--input`, `--out` or `--benchmark`",
+        "gz ood ddpm --input ./today",
+    )
+]
 ERRORS += [("sample a/b.pt", 3, "`a/b.pt` does not exist", RUN)]
 ERRORS += [("sample ./README.md", 3, "`./README.md` is not a run or a weights file", RUN)]
 STRAY = ("unexpected argument `stray`", "name one model; put arguments for `accelerate launch` after `--`")

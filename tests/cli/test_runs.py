@@ -182,9 +182,12 @@ def test_a_model_in_training_is_named_with_what_there_is_meanwhile(call, monkeyp
     name = runs.short_names([run])[run.id]
     code, _, stderr = call("sample", "cvae")
     assert code == 3 and f"no finished run of `cvae`; `{name}` is being trained" in stderr
-    assert "it has no checkpoint yet; use the pretrained model with `--pretrained`" in stderr
+    assert "it has no checkpoint yet; `--pretrained` uses the pretrained model" in stderr
     files.write_atomic(run.checkpoint(10).averaged, "x")
-    assert f"to use its newest checkpoint, pass `{name}`; use the pretrained" in call("sample", "cvae")[2]
+    hint = f"hint: to use its newest checkpoint, pass `{name}`; `--pretrained` uses the pretrained model\n"
+    assert call("sample", "cvae")[2].endswith(hint)
+    assert call("ood", "cvae", "--input", ".")[2].endswith(hint)
+    assert "--pretrained" not in call("runs", "path", "cvae")[2]
     monkeypatch.setattr(Run, "is_held", False)
     run.update(state="interrupted")
     assert f"`{name}` is interrupted" in call("sample", "cvae")[2]

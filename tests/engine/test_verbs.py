@@ -166,7 +166,7 @@ WRONG = {  # a command: its exit code, and what message and hint say
     "train vae --name first": (2, "the name `first` is already used", "choose another"),
     "train vae --name sd_lora": (2, "`sd_lora` is the name of a model", "sd_lora-1"),
     "train vae --set train.batch_size=63 --cpu --processes 2": (2, "63 cannot be divided", "batch_size=6"),
-    "sample glow": (3, "no finished run of `glow`", "gz sample glow --pretrained, or gz train glow"),
+    "sample glow": (3, "no finished run of `glow`", "gz train glow; `--pretrained` uses"),
     "sample flowpp": (3, "no finished run of `flowpp`", "gz train flowpp"),
     "sample vaee": (2, "no model or run is called `vaee`", "did you mean `vae`?"),
     "sample first --temprature 1": (2, "no such option `--temprature`", "did you mean `--temperature`?"),
