@@ -25,8 +25,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -364,6 +365,14 @@ def check_background(trained: Trained, background: Trained | None) -> None:
 # ---------------------------------------------------------------------------- several runs and seeds
 
 
+class FittedRun(NamedTuple):
+    """A run whose scores are fitted."""
+
+    scorer: Scorer
+    trial: Batch  # a batch that is timed
+    budget: float  # seconds that are left of its budget
+
+
 class Scoring:
     """A job's runs and in-distribution set, and the scores that the runs give to images. Each process scores
     a share."""
@@ -416,20 +425,12 @@ class Scoring:
         job, home, first, log = self.job, self.home, self.trained, self.log
         models = [first, *map(self._further, job.others)]
         fitted_on = held_out or fitting_pick(home)
-        since = time.perf_counter()
-        if self.scorers:
-            scorer = self.scorers[0]
-        else:
-            scorer = self._scorer(first, job.seed)
-            self._fit(scorer, fitted_on)
+        fitted = [self._fitted(trained, fitted_on) for trained in models]
+        scorer, trial, _ = fitted[0]
         self.background = scorer.background.run.owner.id if scorer.background else None
-        budget = first.part.ood.budget - (time.perf_counter() - since)
-        some = fitting_pick(home)
-        some = replace(some, index=some.index[:TRIAL])
-        trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
         seeds, n = job.seeds or draws(scorer, trial), job.n
         if n is None and not job.full:
-            n = ranks.agree(afford(scorer, trial, budget, picks, len(models) * seeds, log))
+            n = ranks.agree(afford(fitted, picks, seeds, log))
         self.gap = solver_gap(first, trial) if read(scorer.names, "nll") else None
         if self.gap:
             log.info(str(self.gap))
@@ -440,8 +441,9 @@ class Scoring:
         members: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
         self.scorers = []
         for k, trained in enumerate(models):
+            scorer, *_ = fitted[k]
             for i in range(seeds):
-                if k or i:
+                if i:
                     scorer = self._scorer(trained, job.seed + i)
                     self._fit(scorer, fitted_on)
                 self.scorers += [scorer] if not k else []
@@ -460,6 +462,17 @@ class Scoring:
             message = f"{detail}, but `{first.run.owner.id}` of {form[0]} and {form[1]}"
             raise UsageError(message, hint="choose runs whose images have the same shape and levels")
         return run
+
+    def _fitted(self, trained: Trained, held_out: Pick) -> FittedRun:
+        since = time.perf_counter()
+        if self.scorers:  # that of `choose`
+            scorer = self.scorers[0]
+        else:
+            scorer = self._scorer(trained, self.job.seed)
+            self._fit(scorer, held_out)
+        left, some = trained.part.ood.budget - (time.perf_counter() - since), fitting_pick(self.home)
+        some = replace(some, index=some.index[:TRIAL])
+        return FittedRun(scorer, next(iter(some.batches(trained, size=TRIAL, seed=self.job.seed))), left)
 
     def _scorer(self, trained: Trained, seed: int) -> Scorer:
         job, section, background = self.job, trained.part.ood, None
@@ -587,12 +600,18 @@ def draws(scorer: Scorer, trial: Batch) -> int:
     return ranks.agree(1 if equal else DRAWS)
 
 
-def afford(scorer: Scorer, trial: Batch, budget: float, picks: Picks, passes: int, log: Log) -> int:
-    """The number of images of each set that all processes together can score within a budget."""
-    seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
-    n = affordable(seconds, budget, passes * len(picks(1)))
+def afford(runs: Sequence[FittedRun], picks: Picks, seeds: int, log: Log) -> int:
+    """The number of images of each set that all processes together can score within the budget of every
+    run, if all runs take as long as this one."""
+    passes, sets, processes = len(runs) * seeds, len(picks(1)), ranks.world()
+    costs = [
+        (timed(partial(scorer, trial), trial.x.device) / len(trial) / processes, budget)
+        for scorer, trial, budget in runs
+    ]
+    n = min(affordable(seconds, budget, passes * sets) for seconds, budget in costs)
     images = sum(len(pick.index) for pick in picks(n).values())
-    if (expected := seconds * passes * images) > 1.5 * budget:
+    if any(seconds * passes * images > 1.5 * budget for seconds, budget in costs):
+        expected = sum(seconds for seconds, _ in costs) * seeds * images
         minutes = f"{expected / 60:.0f} minutes for {images:,} images"
         log.warn(f"the scores need about {minutes}; lower `-n` to score fewer images")
     return n

@@ -40,11 +40,11 @@ class Cost:
 
     n: number of images of each set that the user chose; None: all, or as many as the budget allows.
     is_free: whether the budget decides.
-    budget: seconds.
+    budget: seconds; the smallest of the runs.
     passes: how often an image is scored: by each run, with each draw of noise.
     each, calls: seconds and network calls of an image; the mean over the runs.
     fit: seconds to fit the scores once; the mean over the runs.
-    first: seconds of an image, and to fit, by the first run, on which the number of images depends.
+    of_runs: for each run, seconds of an image, seconds to fit, and seconds of its budget.
     judges: seconds to train the judge networks by which the scores compare images.
     """
 
@@ -55,7 +55,7 @@ class Cost:
     each: float | None
     calls: float | None
     fit: float | None
-    first: tuple[float | None, float | None]
+    of_runs: Sequence[tuple[float | None, float | None, float]]
     judges: float
 
     @classmethod
@@ -80,20 +80,24 @@ class Cost:
             for drawer in drawers
         ]
         seeds = job.seeds or (SEEDS if isinstance(job, AlarmJob) else 1)
-        n, budget = None if job.full else job.n, part_of(run.serving.tree()).ood.budget
+        n, budgets = None if job.full else job.n, [part_of(one.serving.tree()).ood.budget for one in runs]
         counts = counts_of(locate(job.ins))
         train = min(MOST, counts["train"] if counts else MOST)
         fits = [cost.fitting(fitted, train, maps) for cost in costs]
         each, calls, fit = map(mean_of, ([c.each for c in costs], [c.calls for c in costs], fits))
-        first, is_free = (costs[0].each, fits[0]), not (job.n or job.full)
-        return cls(n, is_free, budget, seeds * len(runs), each, calls, fit, first, judges)
+        of_runs = list(zip((cost.each for cost in costs), fits, budgets, strict=True))
+        is_free = not (job.n or job.full)
+        return cls(n, is_free, min(budgets), seeds * len(runs), each, calls, fit, of_runs, judges)
 
     def limit(self, sets: int) -> int | None:
-        """The most images of a set that are scored; None: all, or unknown."""
-        each, fit = self.first
-        if not self.is_free or each is None or fit is None:
+        """The most images of a set that are scored, so few that they suit every run; None: all, or
+        unknown."""
+        known = [
+            (each, fit, budget) for each, fit, budget in self.of_runs if each is not None and fit is not None
+        ]
+        if not self.is_free or len(known) < len(self.of_runs):
             return self.n
-        return affordable(each, self.budget - fit, self.passes * sets)
+        return min(affordable(each, budget - fit, self.passes * sets) for each, fit, budget in known)
 
     def of_images(
         self,

@@ -449,8 +449,21 @@ def test_scores_that_need_longer_than_the_budget_are_announced(there, warned, mo
     def picks(n):
         return {"in": scores.Pick(home, "test", np.arange(min(n, there)))}
 
-    assert scores.afford(None, trial, 300.0, picks, 1, SimpleNamespace(warn=said.append)) == 500
+    runs = [scores.FittedRun(len, trial, 300.0)]
+    assert scores.afford(runs, picks, 1, SimpleNamespace(warn=said.append)) == 500
     assert [text.partition("about ")[2].partition(";")[0] for text in said] == warned
+
+
+def test_an_ensemble_scores_as_many_images_as_suit_each_run(monkeypatch):
+    monkeypatch.setattr(scores, "timed", lambda function, device: function())
+    trial = Batch(torch.zeros(10, 1), None, torch.arange(10), None, {})
+    runs = [scores.FittedRun(lambda x, s=s: 10 * s, trial, left) for s, left in ((0.02, 280), (0.06, 288))]
+
+    def picks(n):
+        return dict.fromkeys(("in", "out"), scores.Pick(open_pack("digits"), "test", np.arange(n)))
+
+    for order in (runs, runs[::-1]):
+        assert scores.afford(order, picks, 1, SimpleNamespace()) == 1200, "288 s for 2 runs and 2 sets"
 
 
 def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monkeypatch):
