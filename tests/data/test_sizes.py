@@ -581,3 +581,27 @@ def test_rotation_by_exif(kind):
         opened.append(Image.open(out))
     upright = gzcli.open_data(opened).images("train")
     assert (upright[:, 0, 4, 4] > upright[:, 2, 4, 4]).all()
+
+
+def test_transparent_images_of_python_are_read_as_files():
+    def half(mode: str) -> Image.Image:
+        """An image whose left half is transparent, by one colour or by an alpha channel."""
+        image = Image.new("RGB", (16, 16), BLUE)
+        image.paste(RED, (0, 0, 8, 16))
+        if mode in ("L", "P", "RGB"):
+            plain = image.quantize(2) if mode == "P" else image.convert(mode)
+            plain.info["transparency"] = plain.getpixel((0, 0))
+            return plain
+        alpha = Image.new("L", image.size, 255)
+        alpha.paste(0, (0, 0, 8, 16))
+        if mode == "PA":
+            image = image.quantize(2).convert("PA")
+        image.putalpha(alpha)
+        return image.convert("LA").convert(mode) if mode == "La" else image.convert(mode)
+
+    for mode in ("L", "P", "RGB", "LA", "RGBA", "La", "PA", "RGBa"):
+        file, image = io.BytesIO(), half(mode)
+        image.convert({"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}.get(mode, mode)).save(file, "PNG")
+        images = gzcli.open_data([image] * 4).images("train")
+        pixels, _ = decode(file.getvalue(), "a", Decoding(None, images.shape[1]))
+        assert (images == pixels).all() and (pixels[:, :, :8] == 255).all() and pixels.min() < 255, mode

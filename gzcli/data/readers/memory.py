@@ -29,6 +29,7 @@ IMAGE_KEYS = ("images", "image", "x", "X", *NAMED_AS_IMAGES, "pixel_values")
 WHOLE_RANGE = 1e-3  # tolerance of a float, in grey levels
 PLAIN = ("L", "RGB")  # modes of Pillow that are arrays directly
 IN_PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # modes that PNG keeps
+TRANSPARENT = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # modes with alpha → those of a PNG
 
 
 class Images(NamedTuple):
@@ -164,7 +165,8 @@ def _stacked(pixels: list[Any]) -> Images:
         return Images(pixels)
     if all(map(_is_picture, pixels)):
         modes, sizes = {image.mode for image in pixels}, {image.size for image in pixels}
-        if len(modes) == len(sizes) == 1 and modes <= {*PLAIN, "F", "I;16"}:
+        opaque = modes <= {*PLAIN} and not any("transparency" in image.info for image in pixels)
+        if len(modes) == len(sizes) == 1 and (opaque or modes <= {"F", "I;16"}):
             return _of_array(np.stack([np.asarray(image) for image in pixels]))
         return Images(pixels)
     arrays = [_as_numpy(image) for image in pixels if _is_array(image)]
@@ -251,7 +253,8 @@ def _zip(parts: Mapping[str, Images]) -> Path:
         for i, picture in enumerate(pictures):
             name = f"{split}/{i:08d}"
             buffer = io.BytesIO()
-            (picture if picture.mode in IN_PNG else picture.convert("RGB")).save(buffer, "PNG")
+            mode = picture.mode if picture.mode in IN_PNG else TRANSPARENT.get(picture.mode, "RGB")
+            picture.convert(mode).save(buffer, "PNG")
             members[f"{name}.png"] = buffer.getvalue()
             if split in labels:
                 label = int(labels[split][i])
