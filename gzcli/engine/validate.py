@@ -159,10 +159,10 @@ def mean(trained: Trained, metric: str, data: Pack, most: int = VALIDATION) -> f
         if metric == "bpd":
             labels = batch.y if model.conditional else None
             with full_fp32(device):
-                total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
+                total -= double(model.log_prob(batch.x, labels, noise=batch.noise).detach()).sum() / nats
         else:
             batch = with_remembered(model, batch, trained.memory)
-            total += double(named_losses(model, batch, phase)["loss"]) * len(batch)
+            total += double(named_losses(model, batch, phase)["loss"].detach()) * len(batch)
     return float(ranks.total(total)) / n
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -301,7 +302,9 @@ def test_denoisers_are_chosen_by_their_samples(monkeypatch):
     )
     monkeypatch.setattr(validation, "SAMPLES", 12)
     packs = {"pack": t.pack, "data": t.images.pack, "net": lenet(t.pack), "warn": silent}
-    values = validation.validate(t.trained, "fd", **packs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = validation.validate(t.trained, "fd", **packs)
     assert sizes == [12] and {"fd", "recall", "loss"} <= values.keys() and 0 <= values["recall"] <= 1
     assert values["loss"] == validation.validate(t.trained, "loss", **packs)["loss"]
 
