@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from gzcli.engine.checkpoint import metadata_of, read_weights
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, autoencoder_run, load_model, load_trained, weights_file
 from gzcli.export import alarm_of_run
+from gzcli.metrics.standings import drawn_by
 from gzcli.models import catalog
 from gzcli.store import files, jobs
 from gzcli.store.bundle import LATENT, MAIN
@@ -216,22 +217,22 @@ def figures(trained: Trained) -> list[dict[str, Any]]:
     """The metrics from the run's newest `gz bench` and from the last validation of its training, [{name,
     value, on, n, from}]."""
     owner, step = trained.run.owner, trained.step
-    benched: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    rows: list[dict[str, Any]] = []
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
         with suppress(DamagedError), files.reading(file):  # a damaged one is skipped
             result = jobs.result_of(file.parent, "bench")
-            for row in result["rows"]:
-                if row.get("run") == owner.id and row.get("step") == step:
-                    origin = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
-                    benched = row["metrics"], origin
-    last = last_figures(trained.run, step)
-    trained_on = {"on": f"{owner.data} (validation)", "n": None, "from": "gz train"}
-    return [
-        {"name": name, "value": float(value), **origin}
-        for values, origin in (benched, (last, trained_on))
-        for name, value in values.items()
-        if isinstance(value, int | float) and np.isfinite(value)
-    ]
+            of_run = [row for row in result["rows"] if (row.get("run"), row.get("step")) == (owner.id, step)]
+            rows = [{"on": f"{result['data']} (test)", **row} for row in of_run] or rows
+    last = {"metrics": last_figures(trained.run, step), "on": f"{owner.data} (validation)", "n": None}
+    return [*(of_row(rows[-1], "gz bench") if rows else ()), *of_row(last, "gz train")]
+
+
+def of_row(row: Mapping[str, Any], verb: str) -> Iterator[dict[str, Any]]:
+    """The metrics of a row, each with the verb that computed it and the guidance of its samples."""
+    for name, value in row["metrics"].items():
+        if isinstance(value, int | float) and np.isfinite(value):
+            by = ", ".join(filter(None, (verb, drawn_by(name, row))))
+            yield {"name": name, "value": float(value), "on": row["on"], "n": row["n"], "from": by}
 
 
 def contact_sheet(images: np.ndarray) -> np.ndarray:

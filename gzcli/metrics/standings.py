@@ -255,8 +255,15 @@ def title_of(titles: Sequence[str]) -> str:
 
 def heading(name: str, rows: Sequence[Row]) -> str:
     """The heading of a metric: a likelihood, which uses no guidance, is marked if samples are guided."""
-    guided = any(detail(row, "guidance") not in (None, 1.0) for row in rows)
-    return f"{name}, unguided" if guided and name.partition("|")[0] in ("bpd", "nats") else name
+    return f"{name}, unguided" if any(drawn_by(name, row) == "unguided" for row in rows) else name
+
+
+def drawn_by(name: str, row: Row) -> str:
+    """The guidance of a metric of a row in words; "" if its samples are not guided."""
+    scale = detail(row, "guidance")
+    if scale in (None, 1.0):
+        return ""
+    return "unguided" if name.partition("|")[0] in ("bpd", "nats") else f"guided {scale:g}"
 
 
 def detail(row: Row, key: str) -> Any:

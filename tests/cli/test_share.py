@@ -22,6 +22,7 @@ import gzcli
 from gzcli.docs.page import as_markdown, page_of
 from gzcli.engine.__main__ import VERBS, main
 from gzcli.engine.log import Log
+from gzcli.export import export
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run, metadata
 from gzcli.launch.plan import with_data, write_run
@@ -271,6 +272,13 @@ def test_a_pretrained_model_loads_and_draws(one, elsewhere):
     assert excess == pytest.approx(row["value"] - row["floor"])
     value = one.cells[0] + (f" ({one.variant})" if one.variant else "")
     assert f", {value}, {one.cells[1]} above real" in " ".join(as_markdown(page_of(one.model)).split())
+
+
+def test_a_card_names_the_guidance_of_samples():
+    row = {"metrics": {"fd": 3.0, "bpd": 1.0, "kl": None}, "on": "mnist (test)", "n": 50}
+    by = {one["name"]: one["from"] for one in export.of_row(row | {"sample": {"guidance": 1.3}}, "gz bench")}
+    assert by == {"fd": "gz bench, guided 1.3", "bpd": "gz bench, unguided"}
+    assert {one["from"] for one in export.of_row(row, "gz train")} == {"gz train"}
 
 
 def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewhere):
