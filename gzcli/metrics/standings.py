@@ -261,14 +261,17 @@ def heading(name: str, rows: Sequence[Row]) -> str:
 def drawn_by(name: str, row: Row) -> str:
     """The guidance of a metric of a row in words; "" if its samples are not guided."""
     scale = detail(row, "guidance")
-    if scale in (None, 1.0):
+    if not isinstance(scale, int | float) or scale == 1:
         return ""
     return "unguided" if name.partition("|")[0] in ("bpd", "nats") else f"guided {scale:g}"
 
 
 def detail(row: Row, key: str) -> Any:
     """A fact of SAMPLER or ORIGIN; None if the row lacks it."""
-    return (row.get("sample") or {}).get(key) if key in SAMPLER else row.get(key)
+    if key not in SAMPLER:
+        return row.get(key)
+    options = row.get("sample")
+    return options.get(key) if isinstance(options, Mapping) else None
 
 
 def joined(values: Iterable[Any]) -> str:

@@ -224,13 +224,14 @@ def agreement(result: Row) -> str:
 
 
 def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """For each model of a league, the best first: its first row with metrics, its place and its name."""
+    """For each model of a league, the best first: its first row with metrics, its place and that row's title,
+    because other seeds may have another guidance."""
     first_rows = []
     for entry in rows_of(result, "summary"):
         rows_of_model = (row for row in rows if row.get("model") == entry.get("model") and row.get("metrics"))
         if row := next(rows_of_model, None):
             place = f"{entry['place']}. " if entry.get("place") else ""
-            first_rows.append((f"{place}{named(entry)}", row))
+            first_rows.append((f"{place}{row.get('title') or named(entry)}", row))
     return first_rows
 
 

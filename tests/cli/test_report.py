@@ -420,6 +420,8 @@ def test_a_damaged_result_is_named(call, bench, ood, tmp_path):
     row, of_ood = whole["rows"][0], json.loads((ood[0] / "ood.json").read_text())
     made = [(bench / "bench.json", whole | {key: value}) for key, value in product(whole, wrong)]
     made += [(bench / "bench.json", whole | {"rows": [row | {k: v}]}) for k, v in product(row, wrong)]
+    options = (*wrong, {"guidance": "x"})
+    made += [(bench / "bench.json", whole | {"rows": [row | {"sample": v}]}) for v in options]
     made += [(ood[0] / "ood.json", of_ood | {key: value}) for key, value in product(of_ood, wrong)]
     for file, result in made:
         files.write_json(file, result)
@@ -470,9 +472,10 @@ def test_a_league_has_standings_and_curves(call, home):
     lines = {line.name: line.points for line in chart.series}
     assert lines == {f"fm, seed {s}": [(2.0, 20.0 + s), (5.0, 20.0 + s)] for s in (0, 1)}
     assert not [item for item in items if isinstance(item, Picture)], "the first seed kept none"
-    files.write_json(league / "league.json", made | {"rows": made["rows"][::-1]})
+    titled = made["rows"][1] | {"title": "fm, guided 2"}  # other seeds may have another guidance
+    files.write_json(league / "league.json", made | {"rows": [titled, made["rows"][0]]})
     (picture,) = [item for item in items_of(league) if isinstance(item, Picture)]
-    assert picture.title == "1. fm" and len(picture.png) > 100
+    assert picture.title == "1. fm, guided 2" and len(picture.png) > 100
 
 
 def test_only_contestants_of_as_many_images_are_compared(call, tmp_path, capsys):
