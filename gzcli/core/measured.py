@@ -122,7 +122,8 @@ def results() -> str:
 
 def peers(data: str) -> list[dict[str, str]]:
     """The results of other packages' models, measured by gz. A row has the name, version, comparable `model`
-    of gz, seconds, steps and machine of training, the number of samples, and the metrics of `summary.csv`."""
+    of gz, seconds, steps and machine of training, the number of samples, and the metrics of `summary.csv`.
+    The simplest model of a set has no comparable model."""
     return rows_of(ROOT / data / "peers.csv")
 
 

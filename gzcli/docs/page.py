@@ -234,11 +234,7 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
     for data, figures, source in load(ROOT / "published.yaml").get(name, ()):
         yield "paper", data, figures, source
     for data in sorted({data for data, _ in measured.places()}):
-        for row in (row for row in measured.peers(data) if row["model"] == name):
-            steps = f"{int(row['train_steps']):,} steps"
-            how = f"trained for {duration(float(row['seconds']))}, {steps}, with its own settings"
-            how += f" on {row['machine']}" if row.get("machine") else ""
-            yield f"{row['name']} {row['version']}", data, _figures(row), how
+        yield from (_of_peer(data, row) for row in measured.peers(data) if row["model"] == name)
     for data, scale in measured.places():
         for row in (row for row in measured.standings(data, scale) if row["model"] == name):
             place = f"rank {row['place']} in the league" if row["place"] else "the league"
@@ -247,9 +243,18 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
             named = (row.get("title") or name).removeprefix(name).strip()
             whose = f"gz, {named}" if named else "gz"
             yield whose, f"{data}, {scale}", _figures(row), place + took
+            yield from (_of_peer(data, simple) for simple in measured.peers(data) if not simple["model"])
     for (data, out, model), cell in measured.detections().items():
         if model == name:
             yield "gz", f"{out} with a model of {data}", f"AUROC {cell}", "the league"
+
+
+def _of_peer(data: str, row: Mapping[str, str]) -> tuple[str, str, str, str]:
+    """A row of `_compared` about another package's model."""
+    how = f"trained for {duration(float(row['seconds']))}, {int(row['train_steps']):,} steps"
+    how += ", with its own settings" if row["model"] else ""
+    how += f" on {row['machine']}" if row.get("machine") else ""
+    return f"{row['name']} {row['version']}", data, _figures(row), how
 
 
 def _cells(row: Mapping[str, str]) -> dict[str, str]:
@@ -287,14 +292,14 @@ def _link(row: Mapping[str, str]) -> str:
     title = row.get("title") or row["model"]
     link = f"[{title}](models/{row['model']}.md)" if written(row["model"]) else title
     if "version" in row:
-        return f"{row['name']} {row['version']}, as {link}"
+        return f"{row['name']} {row['version']}" + (f", as {link}" if link else "")
     return f"{link}, added as `{row['by']}`" if "by" in row else link + " †" * (row.get("late") == "True")
 
 
 def league_facts(data: str, scale: str) -> tuple[Any, ...]:
     """What the page of leagues prints of one, in the order of its template."""
-    facts, named = measured.about(data, scale), (league_seeds(data, scale), league_tuned(data, scale))
-    return data, scale, facts, *named, *league_table(data, scale)
+    parts = (part(data, scale) for part in (league_seeds, league_tuned, league_simplest, league_table))
+    return data, scale, measured.about(data, scale), *parts
 
 
 def league_seeds(data: str, scale: str) -> str:
@@ -328,6 +333,18 @@ def league_tuned(data: str, scale: str) -> str:
     listed = ", ".join(words(name, trials) for name, trials in tried.items())
     best = " A row of seed 0 is the best of its trials." if any("0" in seeds[name] for name in tried) else ""
     return f"These recipes were tuned on this data set with seed 0: {listed}.{best}" if tried else ""
+
+
+def league_simplest(data: str, scale: str) -> dict[str, Any]:
+    """The name of the simplest model of a set, how many models a league has and how many of them are better;
+    empty if it was not measured."""
+    column = f"{measured.about(data, scale)['metric']}_excess"
+    excess = [float(row[column]) for row in measured.standings(data, scale) if row[column]]
+    for row in measured.peers(data):
+        if not row["model"]:
+            better = sum(value < float(row[column]) for value in excess)
+            return {"name": row["name"], "models": len(excess), "better": better}
+    return {}
 
 
 def _stages(chain: Sequence[RecipeFile]) -> dict[str, str]:

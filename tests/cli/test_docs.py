@@ -180,7 +180,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     rows += ",False,vqvae,vqvae,1,10000,480,90,,9,,1.0,,,,,,,,1.8,\n"  # nats of a code, by earlier code
     (reference / "summary.csv").write_text(head + rows)
     head = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\n"
-    peers = head + "normflows,1.7,glow,480,62,90,60,9\n"
+    peers = head + "normflows,1.7,glow,480,62,90,60,9\n" + '"PCA, scikit-learn",1.6,,7,12,70,40,9\n'
     (reference.parent / "peers.csv").write_text(peers)
     detections = "model,in,out,score,auroc,auroc_low,auroc_high,n_in,n_out,paper_auroc\n" + (
         "glow,fashionmnist,mnist,nll,.1,.08,.12,500,500,\n"
@@ -206,6 +206,8 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
         in text
     )
     assert "\n| gz, +9 clusters, guided 2 | mnist, tiny | fd 75 (" in as_markdown(page_of("fm"), site=True)
+    simplest = "\n| PCA, scikit-learn 1.6 | mnist | fd 70 (+40 ± 9) | trained for 7s, 12 steps |"
+    assert simplest in text and simplest not in as_markdown(page_of("dit"), site=True)
     cell = "0.900 by complexity (0.880–0.920; papers .998), 0.100 by nll (0.080–0.120); 500 and 500 images"
     assert f"\n| gz | mnist with a model of fashionmnist | AUROC {cell} | [the league]" in text
     league = rendered("league", leagues=[league_facts("mnist", "tiny")], detections=measured.detections())
@@ -215,6 +217,9 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     assert f"{head} samples | training | steps | parameters | sampler | calls | ms/image |" in lines
     seeds = "* `fm`: 2 seeds; the other models: 1 seed, so their ± covers only the choice of images."
     assert seeds in lines and "trained on a machine that was not recorded." in league
+    assert "PCA, scikit-learn is the simplest model of the table: " in league
+    assert "Of 2 models, 0 have a lower excess of fd." in league
+    assert any(line.startswith("| – | PCA, scikit-learn 1.6 | 70 (+40 ± 9) | – |") for line in lines)
     row = "| 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1.00K | adams | 20 | 10 |"
     assert f"| 1–2 | [fm +9 clusters, guided 2] {row}" in lines
     row = "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | temperature 0.7 | 1 | – |"

@@ -176,6 +176,20 @@ def test_samples_of_a_peer_are_read_as_they_are(digits, tmp_path, monkeypatch):
     assert np.array_equal(image_set.images, images) and np.array_equal(image_set.labels, np.arange(120) % 10)
 
 
+def test_the_simplest_model_draws_each_mode_of_its_images(tmp_path):
+    """Two grey levels with noise: samples have both levels, in both halves of the file."""
+    noise = np.random.default_rng(0).integers(20, size=(1200, 3, 6, 6))
+    images = (noise + 150 * (np.arange(1200) % 2)[:, None, None, None]).astype(np.uint8)
+    peers.train("scikit-learn", images, None, 60, 200, out := tmp_path / "simplest.npz")
+    facts = json.loads(out.with_suffix(".json").read_text())
+    assert facts["steps"] >= 1 and 0 < facts["train_cpu_seconds"] < 60
+    drawn = np.load(out)["samples"]
+    assert drawn.shape == (200, 6, 6, 3)
+    for half in np.split(drawn.mean((1, 2, 3)), 2):
+        assert set(np.round(half / 150).astype(int)) == {0, 1} and abs((half > 85).mean() - 0.5) < 0.15
+        assert np.allclose(half % 150, 9.5, atol=6)
+
+
 def test_contestants_and_their_features(digits):
     paths = ("/a/x/im.zip", "/a/y/im.zip", "/b.npz", "/b.npz")
     some = [Contestant(Path(path).name, ImageSet(np.zeros(0)), path) for path in paths]

@@ -246,16 +246,17 @@ def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:
 
 
 def peers(folder: Path) -> Path:
-    """Writes what `gz bench` said of images of `peers.py`, and returns the file."""
+    """Writes what `gz bench` said of images of `peers.py`, and returns the file. Rows of other names
+    stay."""
     result, rows = json.loads((folder / "result.json").read_text()), []
     for row in result["rows"]:
         facts = json.loads(Path(row["path"]).with_suffix(".json").read_text())
         excess = {name: standings.excess_from(ends) for name, ends in row["excess"].items()}
         rows.append(
             {
-                "name": facts["package"],
+                "name": ", ".join(filter(None, (facts["title"], facts["package"]))),
                 "version": facts["version"],
-                "model": BESIDE[facts["package"]],
+                "model": BESIDE.get(facts["package"], ""),
                 "seconds": facts["train_cpu_seconds"],
                 "train_steps": facts["steps"],
                 "n": facts["n"],
@@ -265,6 +266,8 @@ def peers(folder: Path) -> Path:
                 **{f"{name}_excess_half": one.half for name, one in excess.items()},
             }
         )
+    names = {row["name"] for row in rows}
+    rows = [*(row for row in measured.peers(result["data"]) if row["name"] not in names), *rows]
     columns = dict.fromkeys(name for row in rows for name in row)
     path = measured.ROOT / result["data"] / "peers.csv"
     path.write_text(as_csv([{name: row.get(name) for name in columns} for row in rows]))

@@ -1,10 +1,11 @@
 """Other packages' own examples on MNIST, trained for a few CPU-minutes of one core: rows for `gz bench`.
 
-python tests/tools/peers.py train PEER --out FILE.npz [--minutes 8] [-n 2000] [--data MIRROR]
+python tests/tools/peers.py train PEER --out FILE.npz [--set mnist] [--minutes 8] [-n 2000] [--data MIRROR]
 gz bench FILE.npz … --data mnist
 
-A peer trains on the 60,000 official training images as its own example says. `FILE.json` holds every setting,
-what differs from the example, steps and CPU seconds. The packages are those of `pip install -e '.[peers]'`.
+A peer trains on the images of train and validation (60,000 of mnist) as its own example says. `FILE.json`
+holds every setting, what differs from the example, steps and CPU seconds. The packages are those of
+`pip install -e '.[peers]'`. `scikit-learn` is no peer but the simplest model, for each set with a league.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class Clock:
             raise TimeUp
         self.steps += 1
 
+    def end(self, steps: int) -> None:
+        """Ends a training that does not use the whole time."""
+        self.spent, self.steps = self.now() - self.began, steps
+
     def run(self, train: Callable[[], Any]) -> None:
         """Trains until the time is up."""
         self.start()
@@ -65,17 +70,18 @@ class Clock:
         raise RuntimeError("the training ended before its time")
 
 
-Draw = Callable[[Any], Any]  # labels [n], which some peers heed → samples [n, 1, 28, 28] in [0, 1]
+Draw = Callable[[Any], Any]  # labels [n], which some peers heed → samples [n, C, H, W] in [0, 1]
 
 
 @dataclass(frozen=True)
 class Peer:
     """A package's example.
 
-    train: (images uint8 [N, 1, 28, 28], labels [N], settings, clock, folder) → how to draw.
+    train: (images uint8 [N, C, H, W], labels [N], settings, clock, folder) → how to draw.
     example: where the package shows these settings.
     changed: what is not as there.
     conditional: whether it draws by labels, which are then written beside the samples.
+    title: what its row is called, if no model of gz is comparable.
     """
 
     train: Callable[..., Draw]
@@ -84,6 +90,7 @@ class Peer:
     settings: dict[str, Any]
     changed: str = ""
     conditional: bool = False
+    title: str = ""
 
 
 def denoising_diffusion(images, labels, settings, clock, folder) -> Draw:
@@ -207,6 +214,27 @@ def normflows(images, labels, settings, clock, folder) -> Draw:
     return draw
 
 
+def scikit_learn(images, labels, settings, clock, folder) -> Draw:
+    import torch
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
+    n, *shape = images.shape
+    x = images.reshape(n, -1) / 255
+    clock.start()
+    pca = PCA(min(settings["dimensions"], n // 4), random_state=SEED)
+    components = max(1, n // settings["images_per_gaussian"])
+    mixture = GaussianMixture(components, max_iter=settings["steps"], random_state=SEED)
+    mixture.fit(pca.fit_transform(x))
+    clock.end(mixture.n_iter_)
+
+    def draw(labels) -> torch.Tensor:
+        codes, _ = mixture.sample(len(labels))
+        return torch.from_numpy(pca.inverse_transform(codes).reshape(-1, *shape))[torch.randperm(len(labels))]
+
+    return draw
+
+
 def batches(images, labels, size: int):
     """Shuffled batches without end: x [size, 1, 28, 28] in [0, 1], y [size]."""
     import torch
@@ -272,6 +300,14 @@ PEERS = {
         "one channel in the place of three; padded to 32 pixels and cropped back",
         conditional=True,
     ),
+    "scikit-learn": Peer(
+        scikit_learn,
+        "scikit-learn",
+        "PCA and GaussianMixture",
+        {"dimensions": 64, "images_per_gaussian": 600, "steps": 20},
+        "20 steps in the place of 100, which take longer than a model of ours may train",
+        title="PCA and Gaussian mixture",
+    ),
 }
 
 
@@ -311,6 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     command = parser.add_subparsers(required=True, metavar="train").add_parser("train")
     command.add_argument("peer", choices=PEERS)
+    command.add_argument("--set", default="mnist", help="data set or path; the packages' examples fit mnist")
     command.add_argument("--minutes", type=float, default=8.0, help="CPU-minutes of the training")
     command.add_argument("-n", type=int, default=2000, help="samples")
     command.add_argument("--data", type=Path, help="folder that holds mnist/FILE, in the place of GZ_MIRROR")
@@ -324,10 +361,10 @@ def main() -> None:
 
     from gzcli.data.packs.open import open_pack
 
-    pack = open_pack("mnist")
+    pack = open_pack(args.set)
     # gz keeps 2,000 of the 60,000 official training images for validation
     images = np.concatenate([pack.images(split) for split in ("train", "val")])
-    labels = np.concatenate([pack.labels(split) for split in ("train", "val")])
+    labels = np.concatenate([pack.labels(split) for split in ("train", "val")]) if pack.meta.classes else None
     args.out.parent.mkdir(parents=True, exist_ok=True)
     train(args.peer, images, labels, 60 * args.minutes, args.n, args.out)
 
