@@ -30,7 +30,8 @@ from gzcli.judge.images import Pick
 from gzcli.judge.scores import Scoring, model_maps, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.cross import quantiles
-from gzcli.metrics.detection import detection, wilson
+from gzcli.metrics.detection import detection
+from gzcli.metrics.interval import share
 from gzcli.metrics.likelihood_scores import tails_of
 from gzcli.metrics.pixels import pixel_figures
 from gzcli.store import files
@@ -239,10 +240,10 @@ def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[d
     for kind in dict.fromkeys(defects.kinds):
         of = kinds == kind
         detected, n = detection(good.score, bad.score[of]), int(of.sum())
-        share = float(flagged[of].mean())
-        ends = [float(end) for end in wilson(share, n)]
+        detected_share = share(float(flagged[of].mean()), n)
         row = {"defect": kind, "n": n, "auroc": detected["auroc"], "ci": detected["ci"]["auroc"]}
-        row |= {"detected": share, "detected_n": int(flagged[of].sum()), "detected_ci": ends}
+        row |= {"detected": detected_share.value, "detected_n": int(flagged[of].sum())}
+        row["detected_ci"] = [detected_share.low, detected_share.high]
         rows.append(row | dict.fromkeys(PIXELS) | pixels(good, bad, defects, of.nonzero()[0]))
     mean: dict[str, Any] = {"defect": MEAN, "n": len(kinds), "ci": None, "detected_ci": None}
     mean["detected_n"] = int(flagged.sum())

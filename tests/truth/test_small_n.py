@@ -1,5 +1,6 @@
 """Metrics that hold at few images, against torch-fidelity, SciPy, scikit-learn and known Gaussians."""
 
+import itertools
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from gzcli.metrics.interval import Interval, excess, half_samples, mean_of_draws
+from gzcli.metrics.interval import Interval, excess, half_samples, mean_of_draws, share
 from gzcli.metrics.metric import metrics
 from gzcli.metrics.quality import fd
 from gzcli.metrics.quality import kid as kernel_distance
@@ -98,6 +99,43 @@ def test_the_interval_of_every_metric_of_features_covers(name):
     ]
     covered = coverages(drawn)
     assert min(covered.values()) >= 0.93, covered
+
+
+def recalls(n: int, draws: int) -> list[Interval]:
+    """Recalls of n samples by n real images of ten modes. Four of the modes have 1 % of the samples each."""
+    rng, metric = np.random.default_rng(11), metrics()["prc_lenet"]
+    centres, shares = 3 * np.eye(10, 16), np.repeat([0.16, 0.01], (6, 4))
+    real = centres[rng.integers(0, 10, n)] + gaussian(rng, n, width=16)
+    figures = []
+    for _ in range(draws):
+        fake = centres[rng.choice(10, n, p=shares)] + gaussian(rng, n, width=16, scale=0.9)
+        figures.append(metric.compare(fake, real, True)["recall_lenet"])
+    return figures
+
+
+def test_the_interval_of_recall_is_wider_if_rare_modes_decide_it():
+    """The standard deviation of 200 recalls is 1.5 times that of a proportion."""
+    figures = recalls(300, 4)
+    of_shares = [share(one.value, 300) for one in figures]
+    assert np.mean([one.high - one.low for one in figures]) > 1.3 * (of_shares[0].high - of_shares[0].low)
+
+
+@pytest.mark.slow
+def test_the_interval_of_recall_covers_if_rare_modes_decide_it():
+    """That of a proportion does so in 75 % of cases."""
+    figures = recalls(400, 40)
+    mean = np.mean([one.value for one in figures])
+    assert np.mean([one.low <= mean <= one.high for one in figures]) >= 0.93
+
+
+def test_the_interval_of_a_proportion_covers_near_its_bounds():
+    """The exact sum over all counts. Wilson's interval falls to .91."""
+    for n, p in itertools.product((50, 100), (0.5, 0.97, 0.99, 0.999)):
+        ends = [share(k / n, n) for k in range(n + 1)]
+        exact = scipy.stats.binomtest(n - 1, n).proportion_ci(method="exact")
+        assert (ends[-2].low, ends[-2].high) == pytest.approx((exact.low, exact.high)), "SciPy's"
+        weights = scipy.stats.binom.pmf(np.arange(n + 1), n, p)
+        assert sum(w for w, one in zip(weights, ends, strict=True) if one.low <= p <= one.high) >= 0.95
 
 
 class Rows(NamedTuple):

@@ -11,7 +11,9 @@ from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 NEAR, FAR = 3, 5  # number of the neighbour that sets the radius: precision and recall, density and coverage
-DRAWS = 12  # splits of a part's samples into halves, for the interval of the density
+DRAWS = 12  # random parts of the samples, for the intervals
+# Share of the samples in such a part. With halves, intervals of recall were too narrow if modes are rare.
+FRACTION = 0.8
 KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
 LEAST = 10  # the table of a league shows metrics whose priority is higher
 CLOSE = 0.01  # share of held-out images that counts as duplicates of training images
@@ -23,11 +25,14 @@ CELLS = 2**24  # distances in memory at a time
 
 def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
     """The means over disjoint parts of both sides. All parts have equally many images, because these metrics
-    depend on the numbers. With a single part, its choice of real images changes precision by .02. Three
-    metrics are proportions, with intervals for as many images as there are samples: parts of the real images
-    that meet the same samples do not vary independently. The interval of density comes from halves of a
-    part's samples."""
-    from gzcli.metrics.interval import halves, moved, not_negative, parts, share
+    depend on the numbers. With a single part, its choice of real images changes precision by .02.
+
+    The intervals come from random parts of the samples, as by `half_samples`. Those of the three proportions
+    are at least as wide as the interval of a proportion of as many images as there are samples. Parts of the
+    real images that meet the same samples do not vary independently. If a mode has few samples, these decide
+    whether its real images are recalled, so recall varies more than a proportion.
+    """
+    from gzcli.metrics.interval import around, not_negative, parts, random_parts, share, wider
 
     n = min(len(fake), len(real), MOST)
     of_fake, of_real = parts(fake, n, PARTS), parts(real, n, PARTS)
@@ -36,11 +41,17 @@ def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures
     each = [prdc(*pair) for pair in pairs]
     values = {name: sum(figures[name] for figures in each) / more for name in each[0]}
     density = Interval(values.pop("density"))
+    shares = {name: share(value, n * len(of_fake)) for name, value in values.items()}
     if intervals:
-        spread = halves(lambda a, b: prdc(a, b)["density"], *pairs[0], draws=DRAWS)
-        density = not_negative(moved(spread, density.value))
-    shares = {f"{name}_{features}": share(value, n * len(of_fake)) for name, value in values.items()}
-    return shares | {f"density_{features}": density}
+        drawn = [prdc(rows, of_real[0]) for (rows,) in random_parts(of_fake[:1], DRAWS, FRACTION)]
+        scale = (FRACTION / (1 - FRACTION) / len(of_fake)) ** 0.5
+
+        def spread(name: str, figure: Interval) -> Interval:
+            return around(figure.value, [figures[name] for figures in drawn], scale)
+
+        density = not_negative(spread("density", density))
+        shares = {name: wider(figure, spread(name, figure)) for name, figure in shares.items()}
+    return {f"{name}_{features}": figure for name, figure in (shares | {"density": density}).items()}
 
 
 def memory(judge: Any, images: Any) -> Figures:
