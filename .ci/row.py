@@ -16,7 +16,7 @@ from typing import Any
 
 MOST = 4_000_000  # bytes of a model, as `--dtype bf16` exports it
 SAMPLES = "2000"
-FACTS = ("model", "title", "params", "n")  # what a row states besides metrics
+FACTS = ("model", "title", "params", "n", "sample")  # what a row states besides metrics
 
 
 def judged(model: Path) -> dict[str, Any]:

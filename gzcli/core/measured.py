@@ -129,11 +129,12 @@ def peers(data: str) -> list[dict[str, str]]:
 
 def added(data: str) -> list[dict[str, str]]:
     """The rows that others added to the leagues of a set. A row has its author's name for it, the model, the
-    title, the numbers of samples and parameters, and the metrics of `summary.csv`."""
+    title, the numbers of samples and parameters, sampler, temperature, and the metrics of `summary.csv`."""
     rows = []
     for path in sorted((ADDED / data).glob("*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))["rows"][0]
         line = {"by": path.stem} | {key: row[key] for key in ("model", "title", "n", "params")}
+        line |= {key: row["sample"].get(key) for key in ("sampler", "temperature")}
         line |= row["metrics"]
         for name, (value, low, high) in row["excess"].items():
             line |= {f"{name}_excess": value, f"{name}_excess_half": (high - low) / 2}

@@ -187,6 +187,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
         "glow,fashionmnist,mnist,complexity,.9,.88,.92,500,500,.998\nbaseline,fashionmnist,mnist,png,.95,,,500,500,\n"
     )
     row = {"model": "glow", "title": "glow", "n": 2000, "params": 9, "metrics": {"fd": 85.0}}
+    row["sample"] = {"temperature": 0.7}
     added = json.dumps({"rows": [row | {"excess": {"fd": [55.0, 47.0, 63.0]}}]})
     (tmp_path / "rows" / "mnist").mkdir(parents=True)
     (tmp_path / "rows" / "mnist" / "deep.json").write_text(added)
@@ -225,7 +226,8 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     row = "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | temperature 0.7 | 1 | – |"
     assert row in lines, "too late for a place"
     assert "| – | [vqvae] | – | – | – | – | 10,000 | 480 s | 90 | 9 | – | 1 | – |" in lines
-    row = "| – | [glow], added as `deep` | 85 (+55 ± 8) | – | – | – | 2,000 | – | – | 9 | – | – | – |"
+    row = "| – | [glow], added as `deep` | 85 (+55 ± 8) | – | – | – | 2,000 | – | – | 9 |"
+    row += " temperature 0.7 | – | – |"
     assert row in lines and "Rows that others added have no rank." in league
     row = "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – | 480 s | 62 | – | – | – | – |"
     assert row in lines

@@ -127,7 +127,7 @@ def test_the_workflow_runs_what_is_there():
 def test_a_row_of_a_league_must_be_judged_alike():
     """`.ci/row.py`, which the workflow calls."""
     row = runpy.run_path(str(ROOT / ".ci/row.py"))
-    facts = {"model": "fm", "title": "fm, guided 2", "params": 9, "n": 2000}
+    facts = {"model": "fm", "title": "fm, guided 2", "params": 9, "n": 2000, "sample": {"steps": 9}}
     again = facts | {"metrics": {"fd": 15.0, "bpd": 1.0}, "excess": {"fd": [5.0, 0.0, 10.0]}}
     again["intervals"] = {"fd": [10.0, 20.0], "bpd": [0.9, 1.1]}
     near = {"metrics": {"fd": 12.0, "bpd": 1.1}, "excess": {"fd": [2.0, -2.0, 6.0]}}
@@ -140,6 +140,7 @@ def test_a_row_of_a_league_must_be_judged_alike():
         ({"excess": {"fd": [5.0, 4.5, 5.5]}}, "excess of fd: claimed 5.0 ± 0.5, judged 0 to 10"),
         ({"excess": {**again["excess"], "bpd": [0.0, 0.0, 0.0]}}, "excess: only one judgement has bpd"),
         ({"title": "fm"}, "title: claimed fm, judged fm, guided 2"),
+        ({"sample": {"steps": 1}}, "sample: claimed {'steps': 1}, judged {'steps': 9}"),
         ({"n": 50}, "n: claimed 50, judged 2000"),
     ):
         assert row["differing"](again | claim, again) == [line]
