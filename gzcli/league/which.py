@@ -32,6 +32,7 @@ from gzcli.metrics import networks, standings
 from gzcli.metrics.selection import check
 from gzcli.models import catalog
 from gzcli.recipe.suggest import NEEDS, suggest
+from gzcli.recipe.yaml import check_text
 from gzcli.store.runs import Run, by_name
 
 REGRET = 1.1  # largest excess of the shortlist on a shipped league, as a multiple of the least
@@ -145,6 +146,7 @@ class Outcome:
 def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     """The race of the models in the terms. By default, these are the shortlist and gz's suggestion. Raises
     UsageError if no model fits the set, if the judges need more images, or if the budget is too small."""
+    check_text(terms.data)
     if terms.models:
         for name in terms.models:
             card = planning.ask(name, terms.data, (), {}).recipe.card

@@ -52,7 +52,7 @@ from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema
 from gzcli.recipe.files import Keys, Layer, RecipeFile, layers_typed, read_chain
 from gzcli.recipe.recipe import OF_STAGE, SHARED, Recipe, check_data, check_strategy, recipe_of
-from gzcli.recipe.yaml import Key, Problem, in_order, refusal
+from gzcli.recipe.yaml import Key, Problem, check_text, in_order, refusal
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names, trained_in
 
@@ -472,10 +472,13 @@ def _usual_set(chain: Iterable[RecipeFile], bases: Iterable[Layer]) -> str | Non
 def _located(
     name: str, layers: Iterable[Layer], sections: Collection[str], problems: list[Problem]
 ) -> DataSet | None:
-    """The data set with that name or path. If there is none, adds it to `problems` with the position of the
-    name. A path, or a name under `for`, may exist by the time it is needed; the result is then None."""
+    """The data set with that name or path. If there is none, or a recipe cannot name it, adds it to
+    `problems` with the position of the name. A path, or a name under `for`, may exist by the time it is
+    needed; the result is then None."""
     try:
-        return locate(name)
+        dataset = locate(name)
+        check_text(dataset.reference)
+        return dataset
     except UsageError as e:
         if canonical(name) not in map(canonical, sections):
             naming = [layer for layer in layers if _data_name([layer]) == name]

@@ -317,12 +317,17 @@ def flow(value: Any) -> str:
     raise TypeError(f"a recipe cannot contain a {type(value).__name__}: {value!r}")
 
 
-def _text(text: str) -> str:
-    """A string: plain if every reader takes it for a string, otherwise in double quotes with YAML's
-    escapes. Raises UsageError for the name of a file that is not UTF-8, for which YAML has no escape."""
+def check_text(text: str) -> None:
+    """Raises UsageError for the name of a file that is not UTF-8, for which YAML has no escape."""
     if SURROGATE.search(text):
         hint = "rename it, or give it a name: gz data import PATH --name NAME"
         raise UsageError(f"a recipe cannot contain `{text}`, which is not UTF-8", hint=hint)
+
+
+def _text(text: str) -> str:
+    """A string: plain if every reader takes it for a string, otherwise in double quotes with YAML's
+    escapes."""
+    check_text(text)
     plain = (
         _PLAIN.fullmatch(text)
         and text.lower() not in _BOOL_1_1

@@ -18,6 +18,7 @@ import yaml
 from generated import generated
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.sections import FIXED, SECTIONS, SYNONYMS, Part, keys_of, part_of
@@ -136,6 +137,18 @@ def test_what_yaml_allows_and_recipes_do_not():
         "r.yaml:9:1: aliases are not supported (write the value out)",
     ]
     assert refusal(document.problems).message.startswith("8 mistakes")
+
+
+def test_a_path_that_a_recipe_cannot_name_is_refused_in_a_dry_run(call, tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("L", (28, 28), i).save(folder / f"{i}.png")
+    for words in (("train", "vae"), ("which", "--budget", "3m")):
+        code, _, stderr = call(*words, "--data", str(folder), "--dry-run")
+        assert code == 2 and "which is not UTF-8" in stderr and "gz data import PATH --name" in stderr
+    assert call("data", "import", str(folder), "--name", "cafe")[0] == 0
+    assert call("train", "vae", "--data", "cafe", "--steps", "9", "--dry-run")[0] == 0
 
 
 def test_load_reads_plainly(write):
