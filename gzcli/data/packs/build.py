@@ -28,6 +28,7 @@ LARGEST = 512  # largest side in pixels that is packed without `data.size`
 ASPECT = "aspect"  # a further image of each image: itself, in a shape near its own (`pictures.bucket`)
 HANDFUL, MANY = 10, 20  # a class of fewer images is reported if another one has so many times more
 TRAINED = 3  # images of a class that remain for training where validation or test takes one
+LOADED = 50_000_000  # bytes of images that are decoded again if sizes are mixed: seconds
 NAMED = 5  # maximum number of images or classes that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -351,22 +352,31 @@ def _mixed(title: str, name: str, sides: tuple[int, int], others: tuple[int, int
 
 @contextmanager
 def _naming_unreadable(images: RawImages, form: Form) -> Iterator[None]:
-    """Adds the images whose headers are not readable to an error for mixed sizes within the block."""
+    """Adds images that do not decode to an error for mixed sizes within the block."""
     try:
         yield
     except MixedError as error:
-        bad = []
-        blocks = images.blocks() if not form.skip_bad else ()
-        for data, name in ((data, name) for _, _, data, name in blocks if isinstance(data, bytes)):
-            try:
-                pictures.sides_of(data)
-            except Exception as e:  # as in `decode`
-                bad.append(pictures.undecodable(name, e, data))
+        bad = [] if form.skip_bad else _damaged(images)
         if not bad:
             raise
         hint = f"{error.hint}, and replace or remove those that cannot be decoded"
         message = f"{error.message}. Also, {_unreadable(images.title, bad)}"
         raise UsageError(message, hint=hint) from error
+
+
+def _damaged(images: RawImages) -> list[MissingError]:
+    """The errors of images that do not decode. Of the images after the first `LOADED` bytes, only the headers
+    are read."""
+    bad, room = [], LOADED
+    for data, name in ((data, name) for _, _, data, name in images.blocks() if isinstance(data, bytes)):
+        room -= len(data)
+        try:
+            with pictures.opened(data) as image:
+                if room >= 0:
+                    image.load()
+        except Exception as e:  # as in `decode`
+            bad.append(pictures.undecodable(name, e, data))
+    return bad
 
 
 def _unreadable(title: str, bad: Collection[MissingError]) -> str:
