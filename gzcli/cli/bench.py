@@ -193,7 +193,7 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     form = pack_options(part_of(runs[0].serving.tree()).data) if runs else None
     meta = peek(job.data, **form) if form else peek(job.data)
     chosen = selection.choose(job.metrics, meta, job.split)
-    for note in selection.omitted(job.metrics, meta, job.split):
+    for note in (*selection.omitted(job.metrics, meta, job.split), *not_in_forecast(job, chosen)):
         out.info(f"note: {note}")
     plan = launcher.plan(job.launch, every_gpu=False)
     drawers = {run.path: drawer for run in runs if (drawer := forecast.drawer_of_run(run, plan))}
@@ -217,6 +217,20 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     further = out.fitted(", ".join([f"then {sets}about {about(judged)} of evaluation", *more]))
     seconds = judged + likelihoods + untrained
     show_drawing(rows, further, evaluation=seconds, judge_seconds=seconds)
+
+
+def not_in_forecast(job: BenchJob, chosen: Sequence[str]) -> list[str]:
+    """Notes on metrics that a forecast does not include, and on the networks that they need. A forecast knows
+    the time of the usual metrics."""
+    named = [name for name in chosen if not metrics()[name].default]
+    lines = [f"the time of {listed(named)} is not included"] if named else []
+    if weights := [] if job.weights else weights_of(named):
+        lines.append(f"the weights of {listed(weights)} are downloaded if they are missing")
+    return lines
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def most_likelihoods(job: BenchJob, meta: PackMeta | None) -> int:

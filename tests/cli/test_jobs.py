@@ -71,6 +71,11 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
     code, shown, _ = call("bench", "here", "here", "--data", "digits", "-n", "300", "--dry-run")
     assert code == 0 and shown.count("300 images, about 6 seconds, 30 calls per image\n") == 2
     assert shown.endswith("\nthen about 4 seconds of evaluation\ntotal: about 16 seconds\n")
+    words = ("bench", "here", "--data", "digits", "--metrics", "fd,worth,fid", "--dry-run")
+    _, shown, said = call(*words)
+    assert "note: the time of `worth`, `fid` is not included\n" in said and "worth" not in shown
+    assert "note: the weights of `inception` are downloaded if they are missing\n" in said
+    assert "weights of" not in call(*words, "--weights", str(run.model_file))[2]
     value = json.loads(call("sample", "here", "--do", "reconstruct", "--dry-run", "--json")[1])
     assert value["rows"] == [{"run": run.id, "n": 64, "seconds": None, "calls": None}]
     assert value["out"] == str(run.path / "sampled" / "reconstruct-<time>-<id>")
