@@ -223,7 +223,7 @@ def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple
     total = count_of(home, split)
     if not total:
         none = "neither validation nor test images to compare with"
-        raise UsageError(f"`{home.meta.name}` has {none}")
+        raise UsageError(f"`{home.meta.reference}` has {none}")
     order = np.random.default_rng(0).permutation(total)
     k = min(FIT, total // 4)
     if total - k < needed <= total:

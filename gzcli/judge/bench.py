@@ -110,7 +110,7 @@ def refuse_photographs(chosen: Sequence[Metric], pack: Pack) -> None:
     channels."""
     shown = [metric.name for metric in chosen if metric.features in (*FETCHED, "lite")]
     if shown and pack.meta.channels not in (1, 3):
-        has = f"`{pack.meta.name}` has {counted(pack.meta.channels, 'channel')}"
+        has = f"`{pack.meta.reference}` has {counted(pack.meta.channels, 'channel')}"
         message = f"`{shown[0]}` uses a network trained on photographs, but {has}"
         raise UsageError(message, hint="use `fd` or `swd`, which compare images of three channels")
 
@@ -212,7 +212,7 @@ class Judge:
     def lpips(self) -> LPIPS:
         _, height, width = self.pack.meta.shape
         if min(height, width) < LPIPS_SIDE:
-            least, name = f"{LPIPS_SIDE}×{LPIPS_SIDE}", self.pack.meta.name
+            least, name = f"{LPIPS_SIDE}×{LPIPS_SIDE}", self.pack.meta.reference
             raise UsageError(
                 f"LPIPS needs images of at least {least}, but those of `{name}` are {width}×{height}"
             )
@@ -499,7 +499,7 @@ class Judge:
                     f"FID of {n} images is biased upwards: compare it only at the same n, or use `kid`"
                 )
         binary = any(entry.trained and entry.trained.images.levels == 2 for entry in contestants)
-        lines += treatment({self.pack.meta.name: self.pack}, 2 if binary else None, but=MEANS)
+        lines += treatment({self.pack.meta.reference: self.pack}, 2 if binary else None, but=MEANS)
         lines += [note for entry in contestants for note in entry.notes]
         if len(sizes) > 1:
             counts = ", ".join(f"{n:,}" for n in sizes)

@@ -165,7 +165,7 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
         text += f"; fewer than the {n:,} of `-n`, so its floor is for {total:,} samples"
     labels = labels_in(pack, images_pack)
     if pack.meta.classes and images_pack.meta.classes and labels is None:
-        text += f"; their labels are not used, because the classes are not those of `{pack.meta.name}`"
+        text += f"; their labels are not used, because the classes are not those of `{pack.meta.reference}`"
     images = ImageSet(images_pack.images("test"), labels).first(n)
     images = ImageSet(images.images[:], images.labels)
     notes = [f"`{source.shown}`: {note}" for note in (text, *images_pack.meta.notes)]

@@ -155,7 +155,7 @@ def open_sets(home: Pack, form: PackOptions, job: OodJob, log: Log) -> dict[str,
                 message = f"`{name}` is both the in- and the out-of-distribution set"
                 raise UsageError(message, hint="choose another set for `--out`")
     if not home.meta.counts["test"]:
-        raise UsageError(f"`{home.meta.name}` has no test images")
+        raise UsageError(f"`{home.meta.reference}` has no test images")
     return sets
 
 

@@ -498,7 +498,7 @@ class Scoring:
         if scorer.is_fitted():
             on_train = [name in scorer.model.fitted_on_train for name in scorer.fits] or [False]
             most = max(len(picks[i].index) for i in on_train)
-            self.log.info(f"fitting the scores on {most:,} images of `{self.home.meta.name}`")
+            self.log.info(f"fitting the scores on {most:,} images of `{self.home.meta.reference}`")
         key = self._key_of(scorer, held_out) if scorer.is_fitted() else None
         if key is None:
             return scorer.fit(*picks)
@@ -633,7 +633,7 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
             try:
                 scores = scorer.values(batch) if pick.unbounded else scorer(batch)
             except DivergedError as e:
-                raise DivergedError(f"{e.message} of `{pick.pack.meta.name}`", hint=e.hint) from e
+                raise DivergedError(f"{e.message} of `{pick.pack.meta.reference}`", hint=e.hint) from e
             count += len(batch)
             progress(count, share)
             return {name: np.where(np.isfinite(v), v, np.nan) for name, v in scores.items()}

@@ -284,4 +284,4 @@ def test_sets_without_two_domains(folder):
     for path in folder.glob("trainB/*"):
         path.rename(folder / "trainA" / path.name)
     (folder / "trainB").rmdir()
-    refused("two domains", batches, open_pack(folder), hint="trainA")
+    refused(f"`{folder}` has no training images of two domains", batches, open_pack(folder), hint="trainA")

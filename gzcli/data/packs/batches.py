@@ -68,7 +68,7 @@ def domains(pack: Pack) -> list[Tensor]:
         if all(map(len, both)):
             return both
     hint = "put the images of each domain into `trainA` and `trainB`"
-    raise UsageError(f"`{pack.meta.name}` has no training images of two domains", hint=hint)
+    raise UsageError(f"`{pack.meta.reference}` has no training images of two domains", hint=hint)
 
 
 class Order:

@@ -233,7 +233,7 @@ class Pack:
         have = "are real numbers" if depth is None else f"have {depth:,} levels"
         hint = "use `--set data.levels=null`"
         raise UsageError(
-            f"`data.levels: {levels}` does not fit `{self.meta.name}`, whose values {have}", hint=hint
+            f"`data.levels: {levels}` does not fit `{self.meta.reference}`, whose values {have}", hint=hint
         )
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
