@@ -166,7 +166,7 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference, monkeyp
     monkeypatch.setattr(measured, "league", lambda data, scale: rows)
     captions = [caption for _, caption in page_of("vae").pictures + page_of("cfm").pictures]
     assert captions[0] == "Samples of vae, guided 2 from a league, mnist at scale tiny"
-    assert "Samples of gz sample pretrained:cfm-glyphs, guided 2" in captions
+    assert "Samples of gz sample pretrained:cfm-glyphs, guided 1.15" in captions
 
 
 def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, monkeypatch):

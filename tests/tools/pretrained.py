@@ -35,7 +35,7 @@ EMOJI = "model.clusters=72 train.batch_size=32 train.ema=0.995 optim.lr=6e-3 opt
 PRIOR = "stages.prior.model.width=64 stages.prior.model.layers=3"
 # Name of the file, MODEL-DATA → what `--set` changes in the model's recipe. A few minutes on a core each.
 TABLE = {
-    "cfm-glyphs": "model.channels=16 train.steps=1200",
+    "cfm-glyphs": f"model.channels=16 model.clusters=0 {WARM} sample.guidance=auto train.steps=2400",
     "cfm-shapes": f"{COLOUR} sample.guidance=2 sample.steps=10 train.steps=5000",
     "cfm-emoji": f"model.channels=24 model.bounded=true {EMOJI} optim.schedule=wsd sample.sampler=adams "
     "sample.guidance=auto train.steps=5000",
@@ -45,7 +45,7 @@ TABLE = {
     "fm-glyphs": UNET,
     "ddpm-glyphs": UNET,
     "sgm-glyphs": UNET,
-    "cddpm-glyphs": f"model.channels=16 {WARM} sample.guidance=2 train.steps=1500",
+    "cddpm-glyphs": f"model.channels=16 model.clusters=0 {WARM} sample.guidance=auto train.steps=2400",
     "rf-glyphs": TRANSFORMER,
     "zigma-glyphs": "model.width=80 model.layers=4 train.batch_size=32 train.steps=2000",
     "aae-glyphs": "train.steps=3000",
