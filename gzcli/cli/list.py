@@ -175,7 +175,7 @@ def list_pretrained(*, wide: bool = False) -> None:
     models, lacking = every(), list(elsewhere())
     columns = ("pretrained", "data", "guidance", "metric", "above real", "params", "CPU time", "size")
     lines = [(PREFIX + one.name, one.data, one.guidance, *one.cells) for one in models]
-    out.table(columns, lines, spare=("size", "CPU time", "params"), wide=wide)
+    out.table(columns, lines, spare=("size", "CPU time", "params", "guidance"), wide=wide)
     if models:
         out.hint(models[0].command)
     if lacking:

@@ -116,7 +116,7 @@ def test_a_dry_run_times_what_a_run_did_not_measure(call, home, monkeypatch):
 def test_a_dry_run_names_metrics_with_too_few_images(call, home, tmp_path):
     images = np.zeros((60, 8, 8), np.uint8)
     np.savez(few := tmp_path / "few.npz", images=images), np.savez(tmp_path / "theirs.npz", images=images)
-    least = f"`prc_lenet` needs at least 12 test images, but `{open_pack(few).meta.name}` has 6"
+    least = f"`prc_lenet` needs at least 12 test images, but `{open_pack(few).reference}` has 6"
     words = ("bench", str(tmp_path / "theirs.npz"), "--data", str(few), "--dry-run")
     code, _, shown = call(*words)
     assert code == 0 and f"note: omitted: {least}; use `--split all`" in " ".join(shown.split())

@@ -182,7 +182,7 @@ def test_the_simplest_model_draws_each_mode_of_its_images(tmp_path):
     images = (noise + 150 * (np.arange(1200) % 2)[:, None, None, None]).astype(np.uint8)
     peers.train("scikit-learn", images, None, 60, 200, out := tmp_path / "simplest.npz")
     facts = json.loads(out.with_suffix(".json").read_text())
-    assert facts["steps"] >= 1 and 0 < facts["train_cpu_seconds"] < 60
+    assert facts["steps"] >= 1 and facts["train_cpu_seconds"] < 60
     drawn = np.load(out)["samples"]
     assert drawn.shape == (200, 6, 6, 3)
     for half in np.split(drawn.mean((1, 2, 3)), 2):
