@@ -92,12 +92,12 @@ class Cost:
     def limit(self, sets: int) -> int | None:
         """The most images of a set that are scored, so few that they suit every run; None: all, or
         unknown."""
-        known = [
+        timed = [
             (each, fit, budget) for each, fit, budget in self.of_runs if each is not None and fit is not None
         ]
-        if not self.is_free or len(known) < len(self.of_runs):
+        if not self.is_free or len(timed) < len(self.of_runs):
             return self.n
-        return min(affordable(each, budget - fit, self.passes * sets) for each, fit, budget in known)
+        return min(affordable(each, budget - fit, self.passes * sets) for each, fit, budget in timed)
 
     def of_images(
         self,
