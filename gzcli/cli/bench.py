@@ -572,7 +572,8 @@ def standings_table(result: Mapping[str, Any]) -> None:
     head = ["", "model", metric or "", "excess", *titles, *at, "trained", "params", "calls", "s/image"]
     lines = []
     for row in result["summary"]:
-        line = [row["place"], row["title"], with_deviation(row, metric), with_interval(row, metric)]
+        value = standings.value_of(row, metric) if metric else None
+        line = [row["place"], row["title"], short(value), with_interval(row, metric)]
         line += [short(standings.value_of(row, name)) for name in beside]
         if equal:
             line.append(with_interval(equal.get(row["model"]) or {}, metric))
@@ -602,14 +603,6 @@ def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
     if not (ends := row.get("excess", {}).get(metric)):
         return None
     return standings.excess_from(ends).words
-
-
-def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
-    """The mean of a metric, with its standard deviation if there are several seeds."""
-    if metric is None or (name := standings.name_of(row, metric)) is None:
-        return None
-    spread = row["deviations"][name]
-    return short(row["metrics"][name]) + (f" ± {short(spread, 2)}" if spread is not None else "")
 
 
 # ---------------------------------------------------------------------------- a race

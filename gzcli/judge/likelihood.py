@@ -72,7 +72,7 @@ def likelihood(
         raise DivergedError(f"the likelihood of `{trained.run.id}` is not finite for some test images")
     unit, figures = int(np.prod(trained.info.shape)) * np.log(2), {}
     for name, nats in values.items():
-        mean, se = float(nats.mean()), float(nats.std() / np.sqrt(n))
+        mean, se = float(nats.mean()), float(nats.std(ddof=1) / np.sqrt(n)) if n > 1 else None
         figures[name] = {"nats": mean, "bpd": mean / unit, "se": se}
     labelled = bool(model.conditional) and trial.y is not None
     if gap := solver_gap(trained, trial, trial.y if labelled else None, seed):

@@ -69,11 +69,11 @@ def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -
     return {**figures, "n_in": len(s_in), "n_out": len(s_out), "ci": ci}
 
 
-def wilson(share: Any, n: Any, chi2: Any = CHI2) -> tuple[Any, Any]:
-    """Wilson's interval (1927) of a proportion of n, which need not be an integer. Also works on arrays."""
-    middle, half = share + chi2 / (2 * n), np.sqrt(chi2 * (share * (1 - share) / n + chi2 / (4 * n * n)))
-    scale = 1 + chi2 / n
-    return np.clip((middle - half) / scale, 0, 1), np.clip((middle + half) / scale, 0, 1)
+def wilson(share: float, n: float) -> Ends:
+    """Wilson's interval (1927) of a proportion of n, which need not be an integer."""
+    middle, half = share + CHI2 / (2 * n), np.sqrt(CHI2 * (share * (1 - share) / n + CHI2 / (4 * n * n)))
+    scale = 1 + CHI2 / n
+    return max(0.0, float(middle - half) / scale), min(1.0, float(middle + half) / scale)
 
 
 def auroc_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
@@ -85,8 +85,7 @@ def auroc_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
     area, variance = delong(negative, positive)
     least = int(min(negative.sum(), positive.sum()))
     size = min(max(area * (1 - area) / variance, least), 2 * least) if variance else least
-    low, high = wilson(area, size)
-    return float(low), float(high)
+    return wilson(area, size)
 
 
 def aupr_interval(area: float, negative: np.ndarray, positive: np.ndarray) -> Ends:
@@ -95,8 +94,7 @@ def aupr_interval(area: float, negative: np.ndarray, positive: np.ndarray) -> En
     for the AUROC. Both sides are counts by ascending rank."""
     least, variance = int(min(negative.sum(), positive.sum())), precision_variance(negative, positive)
     size = min(area * (1 - area) / variance, 2 * least) if variance and 0 < area < 1 else least
-    low, high = wilson(area, size)
-    return float(low), float(high)
+    return wilson(area, size)
 
 
 def precision_variance(negative: np.ndarray, positive: np.ndarray) -> float:
@@ -130,12 +128,17 @@ def delong(negative: np.ndarray, positive: np.ndarray) -> Ends:
 def fpr_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
     """An interval of the false-positive rate at a true-positive rate of 95 %, whose threshold is itself an
     estimate. A threshold whose own true-positive rate is some χ² away from 95 % leaves the rest of χ² to
-    Wilson's interval of its false-positive rate. The interval is the union of these (a profile, like the
+    the exact interval of its false-positive rate. The interval is the union of these (a profile, like the
     likelihood profile of Claeskens et al. 2003). With fewer than 73 positive images, no threshold is too low,
     so it ends at 1. Both sides are counts by ascending rank."""
+    from scipy.stats import chi2
+
+    from gzcli.metrics.interval import exact_share
+
     fpr, tpr = (np.append(np.cumsum(c[::-1])[::-1], 0) / c.sum() for c in (negative, positive))
     above = np.append(tpr[1:], 0)  # the rate at the next higher threshold, which is below 95 %
     gap = np.maximum(0, np.maximum(0.95 - tpr, above - 0.95))
     left = CHI2 - positive.sum() * gap**2 / (0.95 * 0.05)
-    low, high = wilson(fpr[left >= 0], negative.sum(), left[left >= 0])
+    flagged, tails = np.round(fpr * negative.sum())[left >= 0], chi2.sf(left[left >= 0], 1) / 2
+    low, high = exact_share(flagged, negative.sum(), tails)
     return float(low.min()), float(high.max())

@@ -47,12 +47,17 @@ def around(value: float, draws: Sequence[float] | np.ndarray, scale: float = 1.0
 
     scale: standard deviation of the metric in units of that of a draw.
     """
-    from scipy.stats import t
-
     if len(draws) < 2:
         return Interval(value)
-    half = float(t.ppf(QUANTILE, len(draws) - 1) * np.std(draws, ddof=1) * scale)
+    half = float(student(len(draws)) * np.std(draws, ddof=1) * scale)
     return Interval(value, value - half, value + half)
+
+
+def student(n: int) -> float:
+    """Half the width of a mean's interval, in units of the standard error that n values reveal."""
+    from scipy.stats import t
+
+    return float(t.ppf(QUANTILE, n - 1))
 
 
 def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
@@ -86,12 +91,18 @@ def not_negative(figure: Interval) -> Interval:
 def share(value: float, n: int) -> Interval:
     """A proportion of n independently drawn images, with its exact interval (Clopper & Pearson 1934). Near 0
     or 1, Wilson's interval contains the true proportion in as few as 90 % of cases."""
+    low, high = exact_share(round(value * n), n, 1 - QUANTILE)
+    return Interval(value, float(low), float(high))
+
+
+def exact_share(count: Any, n: int, tail: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the exact interval of a proportion, of which each side excludes at most the probability
+    `tail`. Also works on arrays of counts and tails."""
     from scipy.stats import beta
 
-    count = round(value * n)
-    low = float(beta.ppf(1 - QUANTILE, count, n - count + 1)) if count else 0.0
-    high = float(beta.ppf(QUANTILE, count + 1, n - count)) if count < n else 1.0
-    return Interval(value, low, high)
+    low = np.where(count > 0, beta.ppf(tail, np.maximum(count, 1), n - count + 1), 0.0)
+    high = np.where(count < n, beta.ppf(1 - tail, count + 1, np.maximum(n - count, 1)), 1.0)
+    return low, high
 
 
 def wider(figure: Interval, rival: Interval) -> Interval:

@@ -98,7 +98,7 @@ def test_figures_follow_from_the_kept_samples_and_the_code_length_of_the_test_sp
     few = run(tmp_path, "plain", metrics=("bpd",), likelihoods=60)["rows"][0]
     assert few["likelihood"]["n"] == 60 < row["likelihood"]["n"], "`-n 60` is of likelihoods too"
     assert (made["kind"], made["n"], made["given_labels"]) == ("exact", 355, False)
-    assert made["se"] == pytest.approx(nll.std() / math.sqrt(355), rel=1e-4)
+    assert made["se"] == pytest.approx(nll.std(ddof=1) / math.sqrt(355), rel=1e-4)
 
 
 def test_a_league_draws_again_only_by_other_code(load, tmp_path, monkeypatch):

@@ -29,10 +29,14 @@ def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *,
     p(x | y) ends in `|y`; that of log p(x) is the unit alone."""
     import numpy as np
 
+    from gzcli.metrics.interval import student
+
     unit, mark = ("nats", "") if binary else ("bpd", mark)
 
-    def interval(part: Mapping[str, float]) -> Interval:
-        half = 1.96 * part["se"] / (1 if binary else values * np.log(2))
+    def interval(part: Mapping[str, Any]) -> Interval:
+        if part["se"] is None:
+            return Interval(part[unit])
+        half = student(likelihood["n"]) * part["se"] / (1 if binary else values * np.log(2))
         return Interval(part[unit], part[unit] - half, part[unit] + half)
 
     if not likelihood["given_labels"]:
