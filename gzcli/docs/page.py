@@ -251,7 +251,9 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
 
 def _of_peer(data: str, row: Mapping[str, str]) -> tuple[str, str, str, str]:
     """A row of `_compared` about another package's model."""
-    how = f"trained for {duration(float(row['seconds']))}, {int(row['train_steps']):,} steps"
+    seconds = float(row["seconds"])
+    took = duration(seconds) if seconds >= 1 else f"{seconds:g}s"
+    how = f"trained for {took}, {int(row['train_steps']):,} steps"
     how += ", with its own settings" if row["model"] else ""
     how += f" on {row['machine']}" if row.get("machine") else ""
     return f"{row['name']} {row['version']}", data, _figures(row), how
@@ -336,14 +338,17 @@ def league_tuned(data: str, scale: str) -> str:
 
 
 def league_simplest(data: str, scale: str) -> dict[str, Any]:
-    """The name of the simplest model of a set, how many models a league has and how many of them are better;
-    empty if it was not measured."""
-    column = f"{measured.about(data, scale)['metric']}_excess"
-    excess = [float(row[column]) for row in measured.standings(data, scale) if row[column]]
+    """The name of the simplest model of a set, how many models a league has and how many of them are better
+    by a metric; empty if it was not measured. The metric is that of the league, or `kid_lite` if the judges
+    were others."""
     for row in measured.peers(data):
         if not row["model"]:
-            better = sum(value < float(row[column]) for value in excess)
-            return {"name": row["name"], "models": len(excess), "better": better}
+            ranking = measured.about(data, scale)["metric"]
+            metric = next(name for name in (ranking, "kid_lite") if row.get(f"{name}_excess"))
+            excess = [one[f"{metric}_excess"] for one in measured.standings(data, scale)]
+            better = [value for value in excess if value and float(value) < float(row[f"{metric}_excess"])]
+            facts = {"models": sum(map(bool, excess)), "better": len(better)}
+            return {"name": row["name"], "metric": metric, **facts}
     return {}
 
 

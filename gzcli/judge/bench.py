@@ -428,6 +428,7 @@ class Judge:
         if trained:
             row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
             row["params"] = sum(p.numel() for p in trained.model.parameters())
+            row |= trained.run.owner.training
         return {
             **row,
             "path": entry.path,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,6 +28,7 @@ from gzcli.models import catalog
 from gzcli.store import files, jobs
 from gzcli.store.jobs import BenchJob
 from gzcli.store.paths import recipe_names, spelling
+from gzcli.store.run_folder import commit_in
 from gzcli.store.runs import Run
 
 STEPS = (1, 2, 4, 8, 16, 32)  # numbers of network calls, for the curve of quality over them
@@ -282,12 +283,6 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
     return sorted(chosen.items())
 
 
-def commit_in(environment: Mapping[str, Any]) -> str | None:
-    """The commit of gz's code in an environment, marked if its clone had changes; None if it is unknown."""
-    code = environment.get("code") or {}
-    return f"{code['commit']} with changes" if code.get("dirty") else code.get("commit")
-
-
 def judged_by() -> dict[str, str | None]:
     """The commit of gz's code and a hash of the part that judges. Both hold for cached results too, because
     results of another hash are not used."""
@@ -296,16 +291,6 @@ def judged_by() -> dict[str, str | None]:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """The title, commit and machine of a run, and its parameters, peak memory in bytes, seconds and steps
-    over all stages."""
-    parts, environment = [part.status() for part in run.stages or [run]], run.environment
-    return {
-        "run": run.id,
-        "commit": commit_in(environment),
-        "machine": environment.get("machine"),
-        "title": run.title,
-        "params": sum(status.get("params") or 0 for status in parts),
-        "train_seconds": round(run.training_seconds, 1),
-        "train_steps": sum(status.get("step") or 0 for status in parts),
-        "peak_memory": max((status.get("peak_memory") or 0 for status in parts), default=0) or None,
-    }
+    """The id, title and training of a run, and its parameters over all stages."""
+    params = sum(part.status().get("params") or 0 for part in run.stages or [run])
+    return {"run": run.id, "title": run.title, "params": params, **run.training}

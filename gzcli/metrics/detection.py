@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gzcli.core.errors import DivergedError, UsageError
+from gzcli.metrics.interval import exact_share
 
 # metric → heading with the direction of better values
 FIGURES: dict[str, tuple[str, Literal["down", "up"]]] = {
@@ -132,8 +133,6 @@ def fpr_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
     likelihood profile of Claeskens et al. 2003). With fewer than 73 positive images, no threshold is too low,
     so it ends at 1. Both sides are counts by ascending rank."""
     from scipy.stats import chi2
-
-    from gzcli.metrics.interval import exact_share
 
     fpr, tpr = (np.append(np.cumsum(c[::-1])[::-1], 0) / c.sum() for c in (negative, positive))
     above = np.append(tpr[1:], 0)  # the rate at the next higher threshold, which is below 95 %

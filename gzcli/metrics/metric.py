@@ -104,7 +104,7 @@ def column_of(figure: str) -> Column:
     name, table = re.split(r"[@/]", figure)[0], columns()
     base = name.partition("|")[0]
     plain = base.removesuffix("_rot")
-    for key in (name, base, *((plain, f"{plain}_lenet") if plain != base else ())):
+    for key in (name, base, *((f"{plain}_lenet", plain) if plain != base else ())):
         if key in table:
             return table[key]
     patterns = (column for key, column in table.items() if key[-1] == "*" and base.startswith(key[:-1]))

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,19 @@ class Run:
         return sum(part.work if on_cores else part.seconds for part in self.stages or [self])
 
     @property
+    def training(self) -> dict[str, Any]:
+        """The commit and machine of its training, and seconds, steps and peak memory in bytes over all its
+        stages; None where the run has no record."""
+        parts, environment = [part.status() for part in self.stages or [self]], self.environment
+        return {
+            "commit": commit_in(environment),
+            "machine": environment.get("machine"),
+            "train_seconds": round(self.training_seconds, 1) or None,
+            "train_steps": sum(status.get("step") or 0 for status in parts) or None,
+            "peak_memory": max((status.get("peak_memory") or 0 for status in parts), default=0) or None,
+        }
+
+    @property
     def best(self) -> Best | None:
         """The best validation result; None if nothing was validated."""
         # the next validation writes a damaged record again
@@ -380,6 +394,12 @@ class Run:
 
 # Records that are rewritten or grow in place; any other change in a run changes the time of a folder.
 RECORDS = {place.name for place in (Run.status_file, Run.recipe_file, Run.metrics_file, Run.best_file)}
+
+
+def commit_in(environment: Mapping[str, Any]) -> str | None:
+    """The commit of gz's code in an environment, marked if its clone had changes; None if it is unknown."""
+    code = environment.get("code") or {}
+    return f"{code['commit']} with changes" if code.get("dirty") else code.get("commit")
 
 
 def _is_recipe(tree: Any) -> bool:

@@ -33,6 +33,7 @@ from gzcli.docs.page import (
     as_text,
     league_facts,
     league_seeds,
+    league_simplest,
     objective,
     page_of,
     rendered,
@@ -167,6 +168,16 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference, monkeyp
     captions = [caption for _, caption in page_of("vae").pictures + page_of("cfm").pictures]
     assert captions[0] == "Samples of vae, guided 2 from a league, mnist at scale tiny"
     assert "Samples of gz sample pretrained:cfm-glyphs, guided 1.15" in captions
+
+
+def test_the_simplest_model_is_compared_by_a_metric_that_its_judges_share(monkeypatch):
+    monkeypatch.setattr(measured, "about", lambda *place: {"metric": "fd_rot"})
+    simplest = {"name": "PCA", "model": "", "kid_lite_excess": "2"}
+    monkeypatch.setattr(measured, "peers", lambda data: [simplest])
+    rows = [{"kid_lite_excess": text} for text in ("1", "3", "")]
+    monkeypatch.setattr(measured, "standings", lambda *place: rows)
+    compared = {"name": "PCA", "metric": "kid_lite", "models": 2, "better": 1}
+    assert league_simplest("faces", "tiny") == compared
 
 
 def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, monkeypatch):

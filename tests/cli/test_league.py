@@ -45,6 +45,7 @@ from gzcli.league.loop import draw_curves
 from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
+from gzcli.store.run_folder import commit_in
 from gzcli.store.runs import Run
 from gzcli.testing import Case
 
@@ -266,9 +267,9 @@ def test_a_row_has_the_commit_of_gz_s_own_clone(monkeypatch, tmp_path):
     here = planning.git_state(root) if (root / ".git").exists() else None
     monkeypatch.chdir(tmp_path)
     assert planning.git_state(Path.cwd()) is None and planning.code_state() == here
-    assert league.commit_in({"git": {"commit": "abc", "dirty": False}, "code": None}) is None
-    assert league.commit_in({"code": {"commit": "abc", "dirty": False}}) == "abc"
-    assert league.commit_in({"code": {"commit": "abc", "dirty": True}}) == "abc with changes"
+    assert commit_in({"git": {"commit": "abc", "dirty": False}, "code": None}) is None
+    assert commit_in({"code": {"commit": "abc", "dirty": False}}) == "abc"
+    assert commit_in({"code": {"commit": "abc", "dirty": True}}) == "abc with changes"
 
 
 def test_a_bench_says_what_judging_takes_here(home):

@@ -84,6 +84,7 @@ def test_two_models_side_by_side(load, tmp_path):
 
 def test_figures_follow_from_the_kept_samples_and_the_code_length_of_the_test_split(load, tmp_path):
     trained = load("plain")
+    trained.run.update(step=7, seconds=12.04, work=12.04)
     row = run(tmp_path, "plain", metrics=("fd", "speed", "bpd"))["rows"][0]
     (path,) = (tmp_path / "samples").glob("plain-*.npz")
     samples, pack, figures, made = np.load(path), open_pack("digits"), row["metrics"], row["likelihood"]
@@ -95,6 +96,7 @@ def test_figures_follow_from_the_kept_samples_and_the_code_length_of_the_test_sp
     assert figures["samples_per_s"] == pytest.approx(200 / float(samples["seconds"]), rel=1e-2)
     assert figures["bpd"] == pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)
     assert set(figures) == {"fd", "samples_per_s", "bpd"}
+    assert (row["train_steps"], row["train_seconds"]) == (7, 12.0)
     few = run(tmp_path, "plain", metrics=("bpd",), likelihoods=60)["rows"][0]
     assert few["likelihood"]["n"] == 60 < row["likelihood"]["n"], "`-n 60` is of likelihoods too"
     assert (made["kind"], made["n"], made["given_labels"]) == ("exact", 355, False)

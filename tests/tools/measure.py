@@ -29,6 +29,7 @@ from gzcli.core.sections import LaunchSection
 from gzcli.launch import forecast, launcher
 from gzcli.launch.plan import ask
 from gzcli.metrics import standings
+from gzcli.metrics.metric import column_of, metrics
 from gzcli.metrics.standings import as_csv
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
@@ -59,6 +60,13 @@ FIELDS = (
     "shape",
     "error",
 )
+# metrics by the networks that judge
+OF_JUDGES = {
+    column.name
+    for metric in metrics().values()
+    if metric.features in ("lenet", "second")
+    for column in metric.columns
+}
 # width and number of shades of a picture of samples, in grey and in colour
 GREY, COLOUR = (420, 8), (270, 32)
 
@@ -249,7 +257,14 @@ def peers(folder: Path) -> Path:
     """Writes what `gz bench` said of images of `peers.py`, and returns the file. Rows of other names
     stay."""
     result, rows = json.loads((folder / "result.json").read_text()), []
+    leagues = [measured.about(*place) for place in measured.places() if place[0] == result["data"]]
+    # each machine trains its own judges for a set that has none
+    alien = any(judges(result)["judges"] != about["judges"] for about in leagues)
     for row in result["rows"]:
+        if alien:
+            for table in (row["metrics"], row["excess"]):
+                for name in [name for name in table if column_of(name).name in OF_JUDGES]:
+                    del table[name]
         facts = json.loads(Path(row["path"]).with_suffix(".json").read_text())
         excess = {name: standings.excess_from(ends) for name, ends in row["excess"].items()}
         rows.append(

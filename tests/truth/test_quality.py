@@ -24,7 +24,7 @@ from gzcli.metrics import classifier, features, networks
 from gzcli.metrics import second as second_judge
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.features import LENET, LeNet, lenet, moved
-from gzcli.metrics.metric import metrics
+from gzcli.metrics.metric import column_of, metrics
 from gzcli.metrics.pretrained import INCEPTION, inception
 from gzcli.metrics.quality.classes import legible, total_variation
 from gzcli.metrics.quality.fd import frechet_distance
@@ -83,6 +83,11 @@ def test_lenet_knows_digits_or_rotations_and_comes_back_from_its_cache(digits, n
     logits = net.logits_of(net.features(images))
     direct = net.net(torch.from_numpy(images).float() / 255).detach().numpy()
     assert logits.dtype == np.float64 and np.allclose(logits, direct, atol=1e-4)
+
+
+def test_a_metric_by_rotations_is_the_column_of_its_judge():
+    columns = {name: column_of(f"{name}_rot").name for name in ("fd", "kid", "recall")}
+    assert columns == {"fd": "fd_rot", "kid": "kid_lenet", "recall": "recall_lenet"}
 
 
 @pytest.mark.slow
