@@ -106,13 +106,13 @@ class Excess(NamedTuple):
 def over_seeds(excesses: Sequence[Excess]) -> Excess:
     """The mean over trainings. Its interval comes from their spread (Student's t), but is no narrower than
     the interval over images."""
-    from scipy.stats import t
+    from gzcli.metrics.interval import student
 
     n = len(excesses)
     half = math.sqrt(sum(excess.half**2 for excess in excesses)) / n
     if n > 1:
         spread = stdev(excess.value for excess in excesses)
-        half = max(half, float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n))
+        half = max(half, student(n) * spread / math.sqrt(n))
     return Excess(fmean(excess.value for excess in excesses), half)
 
 

@@ -260,13 +260,13 @@ def peers(folder: Path) -> Path:
     leagues = [measured.about(*place) for place in measured.places() if place[0] == result["data"]]
     # each machine trains its own judges for a set that has none
     alien = any(judges(result)["judges"] != about["judges"] for about in leagues)
+    omitted = OF_JUDGES if alien else set()
     for row in result["rows"]:
-        if alien:
-            for table in (row["metrics"], row["excess"]):
-                for name in [name for name in table if column_of(name).name in OF_JUDGES]:
-                    del table[name]
+        values = {name: one for name, one in row["metrics"].items() if column_of(name).name not in omitted}
         facts = json.loads(Path(row["path"]).with_suffix(".json").read_text())
-        excess = {name: standings.excess_from(ends) for name, ends in row["excess"].items()}
+        excess = {
+            name: standings.excess_from(row["excess"][name]) for name in values if name in row["excess"]
+        }
         rows.append(
             {
                 "name": ", ".join(filter(None, (facts["title"], facts["package"]))),
@@ -276,7 +276,7 @@ def peers(folder: Path) -> Path:
                 "train_steps": facts["steps"],
                 "n": facts["n"],
                 "machine": facts["machine"],
-                **row["metrics"],
+                **values,
                 **{f"{name}_excess": one.value for name, one in excess.items()},
                 **{f"{name}_excess_half": one.half for name, one in excess.items()},
             }
