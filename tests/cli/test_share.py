@@ -384,7 +384,7 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path,
     assert gz("sample")[0] == 2
     monkeypatch.setenv("GZ_HOME", str(tmp_path / "empty"))
     code, _, err = gz("sample", "--like", str(picture))
-    assert code == 3 and f"`{run.id}`, which is not on this machine" in err
+    assert code == 3 and f"`{run.id}`, which is not on this machine" in " ".join(err.split()), err
 
 
 def test_a_picture_of_ones_own_pictures_asks_for_them(run, drawn, gz, tmp_path):
