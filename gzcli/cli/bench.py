@@ -652,8 +652,9 @@ def which(
     job = BenchJob((), name, None, race.SAMPLES, seed=seed, launch=launch, split="val")
     terms = Terms(name, seconds_of(budget), tuple(opt.split(models)) or None, (seed,), job, 0)
     plan = race.race_of(terms, needs)
+    say = out.text if dry_run else out.info
     for text in in_words(plan):
-        out.info(text)
+        say(text)
     if dry_run:
         return out.data(
             {"data": name, "budget": terms.budget, "evaluation": plan.evaluation, **as_json(plan)}

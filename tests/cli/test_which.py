@@ -236,12 +236,14 @@ def test_judges_at_chance_compare_nobody(held, monkeypatch):
 
 
 def test_a_dry_run_tells_the_rounds(call):
-    code, stdout, stderr = call("which", "--data", "digits", "--budget", "3m", "--cpu", "--dry-run", "--json")
+    words = ("which", "--data", "digits", "--budget", "3m", "--cpu", "--dry-run")
+    code, stdout, _ = call(*words, "--json")
     plan = json.loads(stdout)
     assert code == 0 and "cfm" in plan["models"]  # what gz suggests takes part
     assert sum(row["models"] * row["seconds"] for row in plan["rounds"]) == pytest.approx(180)
-    assert "rounds: " in stderr and "training: about 3 minutes; sampling and evaluation: up to " in stderr
-    assert "total: up to " in stderr
+    code, stdout, stderr = call(*words, "--quiet")
+    assert code == 0 and "rounds: " in stdout and "total: up to " in stdout and not stderr
+    assert "training: about 3 minutes; sampling and evaluation: up to " in stdout
     turns = sum(row["models"] for row in plan["rounds"])
     seconds = (plan["evaluation"] - 0.1 * 180) / turns
     assert 10 < seconds < 20, "each model's turn; the judges come with gz"
