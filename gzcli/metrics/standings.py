@@ -53,9 +53,9 @@ def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> li
 
 
 def name_of(row: Row, metric: str) -> str | None:
-    """The name of the metric in a row, at any grey levels; None if the row lacks it."""
-    names = (name for name, value in row["metrics"].items() if base(name) == metric and value is not None)
-    return next(names, None)
+    """The name of the metric in a row, at any grey levels unless it names them; None if the row lacks it."""
+    values = row["metrics"].items()
+    return next((key for key, value in values if metric in (key, base(key)) and value is not None), None)
 
 
 def value_of(row: Row, metric: str) -> float | None:

@@ -25,10 +25,9 @@ NOT_COSTS = ("model", "name", "run", "path", "error", "precision", "conditional"
 # keys of a standing before its metrics
 FIRST = ("seeds", "failed", "n")
 
-CAPTION = (
-    "Means over seeds, ± one standard deviation. The excess is a metric minus its value for real images "
-    "sampled the same way, ± half of its 95 % interval. Ranks are by excess. A rank such as 1–3 "
-    "is a range, because some differences may be chance."
+EXCESS = (
+    "The excess is a metric minus its value for real images sampled the same way. Ranks are by excess. "
+    "A rank such as 1–3 is a range, because some differences may be chance."
 )
 
 
@@ -48,7 +47,7 @@ def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
     to_cite = cited.table(result, columns)
     sections = [
         Section(cited.TITLE, [to_cite] if to_cite else []),
-        Section("League", [standings(summary, figures)] if summary else [], agreement(result)),
+        Section("League", [standings(result)] if summary else [], agreement(result)),
         Section("Curves", curves(result)),
         Section("Figures", [figures.table("Figures")], f"{failed} {second_judge(result)}".strip()),
         Section(title, [Figures(result, equal).table(title)] if equal else []),
@@ -99,12 +98,20 @@ class Figures:
         way = self.directions.get(name, self.directions.get(name.partition("@")[0]))
         return way if way in ("down", "up") else None
 
-    def groups(self, name: str) -> list[tuple[list[Row], float | None]]:
-        """The rows that may be compared by a metric, and the best value among them."""
-        rows = [row for row in self.rows if doc.is_number((row.get("metrics") or {}).get(name))]
-        way = self.direction(name)
-        groups = comparable(rows, name, self.floor)
-        return [(group, doc.best_of([possible(name, row) for row in group], way)) for group in groups]
+    def having(self, name: str) -> dict[str, Row]:
+        """The rows that have a metric, by their titles."""
+        return {
+            title: row for title, row in self.titled if doc.is_number((row.get("metrics") or {}).get(name))
+        }
+
+    def best(self, name: str) -> set[str]:
+        """The titles of the rows that a metric does not distinguish from the best one."""
+        rows = {
+            title: {**row, "floor": row.get("floor") or self.floor}
+            for title, row in self.having(name).items()
+        }
+        excesses = {title: over for title, row in rows.items() if (over := cited.excess(row, name))}
+        return cited.ties(excesses) if column_of(name).better else set()
 
     def floor_of(self, row: Row, name: str) -> float | None:
         """The metric of real images that were sampled like those of a row; None if unknown."""
@@ -122,13 +129,11 @@ class Figures:
             columns.append(doc.texts("rank", [str(self.places.get(name, "–")) for name in names]))
             columns.append(excess_column(self.metric, [excess_of(row, self.metric) for row in self.rows]))
         for name in self.names:
-            best = {id(row): value for group, value in self.groups(name) for row in group}
-            cells = []
-            for row in self.rows:
-                value = row["metrics"][name] if id(row) in best else None
+            rows, best, cells = self.having(name), self.best(name), []
+            for title, row in self.titled:
+                value = row["metrics"][name] if title in rows else None
                 ends = "" if value is None else doc.brackets((row.get("intervals") or {}).get(name))
-                is_best = value is not None and possible(name, row) == best[id(row)]
-                cells.append(Cell(doc.number(value), ends, value, is_best))
+                cells.append(Cell(doc.number(value), ends, value, title in best))
             columns.append(Column(heading(name, self.rows), cells, self.direction(name)))
         foot = [
             [Cell(title), *[Cell("")] * (len(columns) - len(self.names) - 1)]
@@ -137,25 +142,23 @@ class Figures:
         ]
         caption = "The last row is the floor: real images instead of samples. "
         if self.directions:
-            sizes = {row.get("n") for row in self.rows}
-            of_one = ", among rows with as many images," if len(sizes) > 1 else ""
-            caption += f"Brackets show 95 % intervals; the best value of a column{of_one} is bold."
+            caption += f"Brackets show 95 % intervals. {cited.BOLD}"
         return Table(title, columns, foot, caption)
 
     def dots(self) -> list[Dots]:
         """Drawings of the metrics that have a floor, one for each number of images."""
         charts, titles = [], {id(row): title for title, row in self.titled}
         for name in self.names:
-            groups = self.groups(name)
-            for group, best in groups:
+            groups, best = comparable(list(self.having(name).values()), name, self.floor), self.best(name)
+            for group in groups:
                 floor, n = self.floor_of(group[0], name), group[0].get("n")
                 if len(group) < 2 or floor is None:
                     continue
                 rows = []
                 for row in group:
                     low, high = doc.interval((row.get("intervals") or {}).get(name)) or (None, None)
-                    value = row["metrics"][name]
-                    rows.append(Estimate(titles[id(row)], value, low, high, possible(name, row) == best))
+                    title = titles[id(row)]
+                    rows.append(Estimate(title, row["metrics"][name], low, high, title in best))
                 with_number = len(groups) > 1 and n is not None
                 file, title = (f"{name}-{n}", f"{name}, {n:,} images") if with_number else (name, name)
                 charts.append(Dots(file, title, rows, floor, self.direction(name)))
@@ -168,12 +171,6 @@ class Figures:
             return f"{len(self.rows)} contestants side by side."
         tied = "Tied for best" if len(best) > 1 else "Best"
         return f"{tied} by `{self.metric}`: {', '.join(best)}."
-
-
-def possible(name: str, row: Row) -> float:
-    """The value of a metric by which rows are compared; an estimate below 0 counts as 0."""
-    value = row["metrics"][name]
-    return max(value, 0.0) if column_of(name).signed else value
 
 
 def title_of(floor: Row) -> str:
@@ -257,24 +254,21 @@ def second_judge(result: Row) -> str:
     return f"{text}. Ranks that differ: {', '.join(apart)}." if apart else f"{text}."
 
 
-def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
-    """A row for each model, the best first. Each mean is followed by the standard deviation over seeds."""
+def standings(result: Row) -> Table:
+    """A row for each model, the best first."""
+    summary, groups = rows_of(result, "summary"), cited.models_of(result)
     numbers = dict.fromkeys(key for row in summary for key, value in row.items() if doc.is_number(value))
-    columns = [doc.texts("model", list(map(named, summary)))]
+    columns = [doc.texts("model", list(groups))]
     columns.append(doc.texts("rank", [str(row.get("place") or "–") for row in summary]))
     columns += [cost_column(key, summary) for key in FIRST if key in numbers]
     for name in dict.fromkeys(name for row in summary for name in row.get("metrics") or {}):
-        values, spreads = (
-            [(row.get(key) or {}).get(name) for row in summary] for key in ("metrics", "deviations")
-        )
-        small = [f"± {doc.number(spread)}" if doc.is_number(spread) else "" for spread in spreads]
-        way = of_rows.direction(name) if name in of_rows.names else None
-        columns.append(doc.numbers(heading(name, of_rows.rows), values, way, small))
+        rows = {title: [row for row in some if name in row["metrics"]] for title, some in groups.items()}
+        columns.append(cited.figure(name, rows))
         ends = [(row.get("excess") or {}).get(base(name)) for row in summary]
         if any(ends):
             columns.append(excess_column(name, [each and excess_from(each) for each in ends]))
     columns += [cost_column(key, summary) for key in numbers if key not in FIRST]
-    return Table("League", columns, caption=CAPTION)
+    return Table("League", columns, caption=f"Means over seeds. {cited.caption(groups)} {EXCESS}")
 
 
 def excess_column(metric: str, excesses: Sequence[Excess | None]) -> Column:

@@ -3,7 +3,7 @@ intervals do not separate from the best one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from gzcli.core.errors import UsageError, did_you_mean
@@ -28,10 +28,13 @@ MOST = 7  # columns of metrics and facts without a choice
 LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
 JUDGES = ("", "_lenet", "_rot", "_lite")  # ends of a metric's name: `recall` is `recall_lenet`
 TITLE = "To cite"
+BOLD = (
+    "Metrics in bold cannot be distinguished from the best; values better than those of real images count as "
+    "equal."
+)
 CAPTION = (
     "± is half of a 95 % interval, or its larger side near a bound: over images for one seed, over seeds "
-    "(Student's t) for several. Metrics in bold cannot be distinguished from the best; values better than "
-    "those of real images count as equal."
+    f"(Student's t) for several. {BOLD}"
 )
 MARK = " †"  # mark of a model that was trained for too long
 LATE_CAPTION = f"†: trained for over {LATE} times the budget, so without a rank."
@@ -42,7 +45,7 @@ def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
 
     columns: metrics, also without their judge, and keys of FACTS; the default is at most `MOST`.
     """
-    groups = models_of(result)
+    groups = {title: rows for title, rows in models_of(result).items() if rows}
     if not groups:
         return None
     every = [row for rows in groups.values() for row in rows]
@@ -52,8 +55,11 @@ def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
     table_columns = [doc.texts("model", list(groups))]
     for name in names:
         table_columns.append(fact(name, groups) if name in FACTS else figure(name, groups))
-    late = any(title.endswith(MARK) for title in groups)
-    return Table(TITLE, table_columns, caption=f"{CAPTION} {LATE_CAPTION}" if late else CAPTION, cited=True)
+    return Table(TITLE, table_columns, caption=caption(groups), cited=True)
+
+
+def caption(titles: Iterable[str]) -> str:
+    return f"{CAPTION} {LATE_CAPTION}" if any(title.endswith(MARK) for title in titles) else CAPTION
 
 
 def column(name: str, figures: Sequence[str]) -> str:
@@ -67,7 +73,8 @@ def column(name: str, figures: Sequence[str]) -> str:
 
 
 def models_of(result: Row) -> dict[str, Sequence[Row]]:
-    """The complete rows of each model or contestant by its title, in the order of places."""
+    """The complete rows of each contestant, or of each model of a league, by its title, in the order of
+    places. A model of a league that failed has none."""
     rows = [row for row in rows_of(result) if row.get("metrics")]
     if not (summary := rows_of(result, "summary")):
         places = result.get("places") or {}
@@ -81,10 +88,10 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
     groups: dict[str, Sequence[Row]] = {}
     for entry in summary:
         title, model = str(entry.get("title") or entry.get("model")), entry.get("model")
-        if some := [row for row in rows if row.get("model") == model]:
-            # two recipes of a model have the same title
-            title = f"{title} ({model})" if title in groups or title + MARK in groups else title
-            groups[title + (MARK if entry.get("late") else "")] = some
+        # two recipes of a model have the same title
+        title = f"{title} ({model})" if title in groups or title + MARK in groups else title
+        title += MARK if entry.get("late") else ""
+        groups[title] = [row for row in rows if row.get("model") == model]
     return groups
 
 
@@ -110,20 +117,29 @@ def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
     for title, rows in groups.items():
         if each := [one for row in rows if (one := estimate(row, name))]:
             means[title] = over_seeds(each)
-            # above the floor, so that rows with other numbers of samples are comparable
-            excesses = [over for row in rows if (over := excess_of(row, name))]
-            if title.endswith(MARK):
-                continue
-            pairs = zip(excesses, each, strict=True)
-            worse[title] = over_seeds([Excess(over.value, over.half or one.half) for over, one in pairs])
-    first = min(worse.values(), key=lambda one: one.value, default=None)
-    cells = []
+            if not title.endswith(MARK):
+                worse[title] = over_seeds([over for row in rows if (over := excess(row, name))])
+    best, cells = ties(worse) if way else set(), []
     for title in groups:
         one = means.get(title)
         half = f"± {doc.number(float(f'{one.half:.2g}'))}" if one and one.half else ""
-        best = first is not None and title in worse and bool(way) and not first.differs(worse[title])
-        cells.append(Cell(doc.number(one and one.value), half, one and one.value, best and len(worse) > 1))
+        cells.append(Cell(doc.number(one and one.value), half, one and one.value, title in best))
     return Column(heading(name, [row for rows in groups.values() for row in rows]), cells, way)
+
+
+def ties(excesses: Mapping[str, Excess]) -> set[str]:
+    """The names that intervals do not separate from the lowest excess; empty for fewer than two."""
+    first = min(excesses.values(), key=lambda one: one.value, default=None)
+    if first is None or len(excesses) < 2:
+        return set()
+    return {name for name, one in excesses.items() if not first.differs(one)}
+
+
+def excess(row: Row, name: str) -> Excess | None:
+    """The excess over the floor, which compares rows with different numbers of samples. Its interval is that
+    of the metric if it has none; None for a row without the metric."""
+    over, one = excess_of(row, name), estimate(row, name)
+    return over and one and Excess(over.value, over.half or one.half)
 
 
 def estimate(row: Row, name: str) -> Excess | None:

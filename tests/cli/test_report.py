@@ -43,7 +43,7 @@ FORMS = ("report.html", "report.md", "report.tex")
 
 def bench_json(**changes) -> dict:
     """A result of `gz bench`, of a run, a folder of images and a contestant that failed."""
-    floor = {"fd": 10.0, "recall": 0.9}
+    floor = {"fd": 10.0, "recall_lenet": 0.9}
     rows = [
         {
             "name": "vae",
@@ -53,13 +53,16 @@ def bench_json(**changes) -> dict:
             "seconds": 4.5,
             "step": 60,
         }
-        | {"metrics": {"fd": 40.0, "recall": 0.25, "samples_per_s": 90.5}, "intervals": {"fd": [38.0, 43.0]}}
+        | {
+            "metrics": {"fd": 40.0, "recall_lenet": 0.25, "samples_per_s": 90.5},
+            "intervals": {"fd": [38.0, 43.0]},
+        }
         | {"excess": {"fd": [30.0, 27.0, 33.0]}},
-        {"name": EVIL, "run": None, "metrics": {"fd": 25.0, "recall": 0.125}},
+        {"name": EVIL, "run": None, "metrics": {"fd": 25.0, "recall_lenet": 0.125}},
         {"name": "dcgan", "error": "diverged at `step 5`", "metrics": {}},
     ]
     made = {"data": "digits", "rows": rows, "floor": floor, "floor_intervals": {"fd": [9.0, 11.0]}}
-    made |= {"directions": {"fd": "down", "recall": "up"}, "notes": [f"mind `fd` of {EVIL}"]}
+    made |= {"directions": {"fd": "down", "recall_lenet": "up"}, "notes": [f"mind `fd` of {EVIL}"]}
     made |= {"metric": "fd", "places": {"vae": "2", EVIL: "1"}, "second": None}
     made |= {"provenance": {"n_fake": 200, "shape": [1, 16, 16], "versions": {"torch": EVIL}}}
     return made | changes
@@ -197,6 +200,22 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     assert code == 2 and "no column `fdd`" in stderr and "`fd`" in stderr
 
 
+def test_the_table_of_a_league_has_the_errors_and_ties_of_the_table_to_cite():
+    made = league_json()
+    for row in made["rows"]:
+        if row["model"] == "c":  # with fewer grey levels
+            row["metrics"] = {"fd@32": row["metrics"]["fd"]}
+    for entry in made["summary"]:
+        entry |= {"metrics": {"fd@32" if entry["model"] == "c" else "fd": 1.0}, "deviations": {"fd": 1.0}}
+    made["summary"].append({"model": "failed", "failed": 2})
+    wide = of_bench.standings(made)
+    columns = {column.name: list(column.cells) for column in wide.columns}
+    figures = cited.table(made, ("fd",)).columns[1].cells
+    assert columns["fd"][:2] == figures[:2] and [cell.text for cell in columns["fd"][2:]] == ["–", "–"]
+    assert columns["fd@32"][2] == figures[2] and figures[2].small == "± 6.4"
+    assert wide.caption.count("±") == 1 and cited.CAPTION in wide.caption
+
+
 def test_the_table_to_cite_has_the_larger_side_of_an_interval_at_a_bound():
     """Wilson's interval of 100 of 100 is .963–1, and that of 98 of 100 contains a true value of .94."""
     shares = {"a": (1.0, [0.963, 1.0]), "b": (0.98, [0.93, 0.9945])}
@@ -286,7 +305,9 @@ def test_figures_come_with_floor_interval_and_direction(call, bench):
     texts = written(call, bench)
     page = Page(texts["report.html"])
     cells = [cell.strip() for cell in page.cells]
-    assert {"fd↓", "recall↑", "40[38, 43]", "25", "10[9, 11]", "0.25", "1.23M", "90.5", "30± 3"} <= set(cells)
+    assert {"fd↓", "recall_lenet↑", "40[38, 43]", "25", "10[9, 11]", "0.25", "1.23M", "90.5", "30± 3"} <= set(
+        cells
+    )
     best = best_of(texts["report.html"], "Figures")
     assert best == ["0.25", "25"]  # the least distance, the highest recall
     assert "**25**" in texts["report.md"] and "\\textbf{25}" in texts["report.tex"]
@@ -458,7 +479,7 @@ def test_a_league_has_standings_and_curves(call, home):
     (league / "command.sh").write_text("cd /\ngz bench --train-missing --budget 8m\n")
     texts = written(call, league)
     cells = {cell.strip() for cell in Page(texts["report.html"]).cells}
-    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "10.5± 1.5", "fd↓", "rank"} <= cells
+    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 6.4", "10.5± 1.5", "fd↓", "rank"} <= cells
     for text in (
         "First by `fd`: fm.",
         "`fd` and `fd_second` have a rank correlation of 0.75. Ranks that differ: fm (1 and 3–4).",
@@ -479,11 +500,12 @@ def test_a_league_has_standings_and_curves(call, home):
 
 
 def test_only_contestants_of_as_many_images_are_compared(call, tmp_path, capsys):
-    """By bold cells, dots and the first sentence; each with the floor of its own number. A likelihood is of
-    no images that are drawn."""
-    values = {"a": (500, 20.0, 1.5), "b": (500, 25.0, 1.25), "c": (500, 30.0, 2.0), "d": (100, 12.0, 1.0)}
+    """By dots. Bold cells compare excesses, so that each row has the floor of its own number; `d` is not told
+    apart from `a`. A likelihood is of no images that are drawn."""
+    values = {"a": (500, 20.0, 1.5), "b": (500, 25.0, 1.25), "c": (500, 30.0, 2.0), "d": (100, 52.0, 1.0)}
     rows = [
-        {"model": name, "name": name, "n": n, "metrics": {"fd": fd, "bpd": bpd}, "floor": {"fd": 10.0}}
+        {"model": name, "name": name, "n": n, "metrics": {"fd": fd, "bpd": bpd}}
+        | {"floor": {"fd": 40.0 if n == 100 else 10.0}, "intervals": {"fd": [fd - 2, fd + 2]}}
         for name, (n, fd, bpd) in values.items()
     ]
     floors = [{"n": n, "images": n, "metrics": {"fd": fd}} for n, fd in ((500, 10.0), (100, 40.0))]
@@ -492,7 +514,7 @@ def test_only_contestants_of_as_many_images_are_compared(call, tmp_path, capsys)
     files.write_json(tmp_path / "bench" / "bench.json", made)
     texts = written(call, tmp_path / "bench")
     best = best_of(texts["report.html"], "Figures")
-    assert sorted(best) == ["1", "20"] and "among rows with as many images" in texts["report.md"]
+    assert sorted(best) == ["1", "20", "52"] and "cannot be distinguished from the best" in texts["report.md"]
     assert "Tied for best by `fd`: a, d." in texts["report.md"]
     (dots,) = [item for item in items_of(tmp_path / "bench") if isinstance(item, Dots)]
     assert (dots.name, dots.title, dots.floor) == ("fd-500", "fd, 500 images", 10.0)
