@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from gzcli.data.sets.registry import locate, slug
 from gzcli.launch.slurm import check_printable
 from gzcli.metrics import networks, selection, standings
 from gzcli.metrics.metric import column_of, help_text, metrics, one_distance, weights_of
+from gzcli.models import catalog
 from gzcli.recipe.suggest import NEEDS
 from gzcli.store import claims
 from gzcli.store.paths import recipe_names, user_dir
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
+    from gzcli.models.catalog import ModelCard
     from gzcli.store.jobs import BenchJob
     from gzcli.store.run_folder import Run
 
@@ -156,6 +158,8 @@ def bench(
         names = opt.split(models) if models else contestants
         job = replace(job, launch=beside_others(job.launch)) if at_once else job
         terms = terms_of(job, names, seeds, calls, curve, budget)
+        if columns:
+            check_columns(columns, job, cards_of(terms))
         if submit or slurm:
             return submit_league(terms, at_once, slurm, dry_run=dry_run)
         if dry_run:
@@ -165,6 +169,10 @@ def bench(
             return play_one(terms.of(entry), out.info)
         return hold(terms, budget=str(budget), yes=yes, at_once=at_once, page=report, columns=columns)
     data_set, runs, images = find_contestants(contestants or [], data)
+    if columns:
+        check_columns(
+            columns, job, [catalog.card_of(run, part_of(run.serving.tree()).model) for run, _ in runs]
+        )
     if submit or slurm:
         return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm, dry_run=dry_run)
     for run, word in runs:
@@ -182,6 +190,19 @@ def bench(
     result = with_report(result, folder, report, columns)
     ended(result, folder, took())
     out.data(result)
+
+
+def check_columns(columns: str, job: BenchJob, cards: Iterable[ModelCard]) -> None:
+    """Raises UsageError, before any work, for a column that neither the metrics of a bench nor its models
+    have. The images choose among the usual metrics later, so all of them count."""
+    from gzcli.report import cited
+
+    usual = [name for name, metric in metrics().items() if metric.default]
+    chosen = selection.choose(job.metrics) if job.metrics else usual
+    figures = [column.name for name in chosen for column in metrics()[name].columns]
+    if "own" in chosen:
+        figures += [name for card in cards for name in card.metrics]
+    cited.check(opt.split(columns), list(dict.fromkeys(figures)))
 
 
 def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
@@ -392,6 +413,15 @@ def terms_of(
     names = tuple(dict.fromkeys(models or ()))
     all_seeds = tuple(range(job.seed, job.seed + seeds))
     return Terms(job.data, seconds, None if names in ((), ("all",)) else names, all_seeds, job, calls, curves)
+
+
+def cards_of(terms: Terms) -> list[ModelCard]:
+    """The cards of the models that a league may train."""
+    from gzcli.launch.plan import ask
+
+    if terms.models is None:
+        return [*catalog.cards().values()]
+    return [catalog.card(ask(name, terms.data, (), {}).recipe.parts[-1].model) for name in terms.models]
 
 
 def submit_league(terms: Terms, at_once: int | None, options: list[str] | None, *, dry_run: bool) -> None:

@@ -19,8 +19,10 @@ def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
 
     The HTML page is self-contained. LaTeX contains the table to cite.
     """
-    from gzcli.report.write import write
+    from gzcli.report.write import check_columns, write
 
+    if columns:
+        check_columns(folder, split(columns))
     paths = write(folder, to, split(columns))
     page = Path(paths["html"])
     out.text(str(page))

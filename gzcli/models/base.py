@@ -59,7 +59,8 @@ class Model(nn.Module):
       score_<name>(x, *, noise, …)         [B], higher = more out-of-distribution
       map_<name>(x, *, noise, …)           [B, H, W], the share of each pixel in that score, or its error
       fit_<name>(batches)                  computes in-distribution statistics for a score
-      measure(batches)                     {name: metric} of held-out images, shown by `gz bench`
+      measure(batches)                     {name: metric} of held-out images, shown by `gz bench`; a line of
+                                           its docstring names each one, such as `mse: error of …`
       prepare(batch)                       {key: rows}, computed once for every image, for `batch.extra`
       reconstruct · interpolate · traverse · analogies · translate · inpaint · upscale · complete ·
       edit · classify

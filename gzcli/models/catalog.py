@@ -524,6 +524,12 @@ class ModelCard:
         default = self.params.get("conditional")
         return self.with_labels if default is not None and default.default is False else ()
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of `measure`, by its docstring."""
+        measure = next((cls.methods["measure"] for cls in self.lineage if "measure" in cls.methods), None)
+        return tuple(parameter_texts(ast.get_docstring(measure) or "")) if measure else ()
+
 
 def cards() -> dict[str, ModelCard]:
     """Every model by name: the zoo, ordered by family and name, then models from outside the package."""

@@ -49,7 +49,7 @@ def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
     if not groups:
         return None
     every = [row for rows in groups.values() for row in rows]
-    figures = list(dict.fromkeys(base(name) for row in every for name in row["metrics"]))
+    figures = figures_of(every)
     of_result = base(str(result.get("metric")))
     names = [column(name, figures) for name in columns] or usual(figures, groups, of_result)
     table_columns = [doc.texts("model", list(groups))]
@@ -62,14 +62,29 @@ def caption(titles: Iterable[str]) -> str:
     return f"{CAPTION} {LATE_CAPTION}" if any(title.endswith(MARK) for title in titles) else CAPTION
 
 
+def figures_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics of rows, at any grey levels."""
+    return list(dict.fromkeys(base(name) for row in rows for name in row.get("metrics") or {}))
+
+
 def column(name: str, figures: Sequence[str]) -> str:
-    """The full name of a column. Raises UsageError for one that the results lack, except for a likelihood,
-    which not every model has."""
+    """The full name of a column, which is empty if no row has it."""
+    name = base(name)
+    return next((name + judge for judge in JUDGES if name + judge in (*figures, *FACTS)), name)
+
+
+def check(columns: Sequence[str], figures: Sequence[str]) -> None:
+    """Raises UsageError for a column that is not among the metrics. Likelihoods are accepted, because not
+    every model has one.
+
+    figures: metrics of results, or columns of the metrics to compute.
+    """
     possible = [*figures, *FACTS, *LIKELIHOODS]
-    if full := next((name + judge for judge in JUDGES if name + judge in possible), None):
-        return full
-    hint = did_you_mean(name, possible) or f"choose from {', '.join([*figures, *FACTS])}"
-    raise UsageError(f"the results have no column `{name}`", hint=hint)
+    for name in columns:
+        full = [name + judge for judge in JUDGES]
+        if not {*full, *(column_of(each).name for each in full)} & {*possible}:
+            hint = did_you_mean(name, possible) or f"choose from {', '.join([*figures, *FACTS])}"
+            raise UsageError(f"there is no column `{name}`", hint=hint)
 
 
 def models_of(result: Row) -> dict[str, Sequence[Row]]:

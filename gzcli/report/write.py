@@ -18,9 +18,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from gzcli.core.errors import UsageError
-from gzcli.report import bench, ood
+from gzcli.report import bench, cited, ood
 from gzcli.report.document import Chart, Document, Dots, Picture
-from gzcli.report.results import ANEW, Results, read
+from gzcli.report.results import ANEW, Results, read, rows_of
 from gzcli.store import claims, files
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
@@ -65,6 +65,15 @@ def check(folder: Path) -> None:
         claims.check_empty(folder)
 
 
+def check_columns(place: Path, columns: Sequence[str]) -> None:
+    """Raises UsageError for columns that the results in a folder lack."""
+    results = read(place)
+    if results.verb == "ood":
+        raise UsageError("`--columns` chooses metrics of `gz bench`, but these are results of `gz ood`")
+    with files.reading(results.file, ANEW):
+        cited.check(columns, cited.figures_of(rows_of(results.result)))
+
+
 def write(place: Path, folder: Path | None = None, columns: Sequence[str] = ()) -> dict[str, str]:
     """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and `latex`.
 
@@ -94,12 +103,7 @@ def write(place: Path, folder: Path | None = None, columns: Sequence[str] = ()) 
 def document(results: Results, columns: Sequence[str] = ()) -> Document:
     """The report. Raises DamagedError for values of wrong types, which results from elsewhere may contain."""
     with files.reading(results.file, ANEW):
-        if results.verb == "bench":
-            return bench.document(results, columns)
-    if columns:
-        raise UsageError("`--columns` chooses metrics of `gz bench`, but these are results of `gz ood`")
-    with files.reading(results.file, ANEW):
-        return ood.document(results)
+        return bench.document(results, columns) if results.verb == "bench" else ood.document(results)
 
 
 def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:

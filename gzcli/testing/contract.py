@@ -353,6 +353,8 @@ def declared_capabilities_work(case: Case) -> None:
     require(card.paper and card.paper == model.paper, "`paper` is empty")
     for name in (*card.do, *(f"score_{score}" for score in card.scores)):
         require(callable(getattr(model, name, None)), f"`{name}` is not a method")
+    metrics = "the docstring of `measure` needs a line for each metric, such as `mse: error of …`"
+    require(card.metrics or not hasattr(model, "measure"), metrics)
     alike = hasattr(model, "log_prob") == (model.likelihood is not None)
     require(
         alike,

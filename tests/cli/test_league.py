@@ -547,6 +547,25 @@ def test_a_wrong_league_is_refused(call, monkeypatch):
         assert code == 2 and message in " ".join(said.split()), words
 
 
+def test_an_unknown_column_is_refused_before_any_work(call, home, trained, judged):
+    """Metrics of a model count if that model takes part."""
+    for words, name in (("vae", "nonsense"), ("wgan", "recon"), ("vqvae", "iwae100")):
+        words = (*WORDS, "--models", words, "--dry-run")
+        code, _, said = call(*words, "--columns", f"fd,{name},seconds")
+        assert code == 2 and f"no column `{name}`" in said and "packing" not in said, words
+    code, _, said = call(*WORDS, "--columns", "reccon", "--submit", "slurm")
+    assert code == 2 and "did you mean `recon`?" in said
+    assert call(*WORDS, "--models", "vae", "--metrics", "swd", "--columns", "fd")[0] == 2
+    assert not trained
+    accepted = "recall,recall_rot,fd_rot,kid_lite,nats,iwae100,train_mfu,lpips_diversity|y,seconds"
+    metrics = "fd,prc_lenet,kid_lite,own,speed,lpips"
+    words = (*WORDS, "--models", "vae", "--metrics", metrics, "--columns", accepted)
+    code, shown, _ = call(*words)
+    assert code == 0 and len(trained) == 1 and "iwae100" in shown and "–" in shown
+    code, _, said = call("bench", "vae", "--columns", "fd,reccon", "--data", "digits", "--dry-run")
+    assert code == 2 and "did you mean `recon`?" in said
+
+
 def test_a_metric_with_too_few_images_is_refused_before_a_training(home, tmp_path):
     np.savez(few := tmp_path / "few.npz", images=np.zeros((60, 16, 16), np.uint8))
     job = league.BenchJob((), str(few), ("prc_lenet",), split="val")

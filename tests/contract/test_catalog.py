@@ -11,6 +11,7 @@ import time
 import typing
 
 import pytest
+import torch
 from refused import refused
 from zoo import CASES
 
@@ -20,6 +21,7 @@ from gzcli.core.types import DataInfo
 from gzcli.core.units import Size
 from gzcli.models import catalog
 from gzcli.store.paths import recipes_dir
+from gzcli.testing.contract import held_out
 
 NAMES = sorted(catalog.cards())
 DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"), n=1442, steps=100)
@@ -120,6 +122,21 @@ def test_phases_recipes_and_keys_are_what_cards_say():
         assert catalog.phases(card) in (None, tuple(phase.name for phase in built)), name
         assert card.stages or name in recipes, name  # a later stage stands in the recipe of its first
         assert card.paper.strip(), name
+
+
+def test_each_metric_of_a_model_is_in_its_docstring():
+    """By this, `gz bench` refuses other columns before it starts."""
+    seen = {}
+    for case in CASES:
+        cls = catalog.load(case.model)
+        if hasattr(cls, "measure") and cls.measure not in seen:
+            model = case.fresh().eval()
+            with torch.inference_mode():
+                figures = model.measure([next(held_out(case.pack(), model, "val", 3))])
+            seen[cls.measure] = catalog.card(case.model).metrics
+            assert {*figures} <= {*seen[cls.measure]}, case
+    every = {name for names in seen.values() for name in names}
+    assert len(seen) == 6 and {"iwae100", "cycle_l1", "mse_semantic", "code_nats", "accuracy"} < every
 
 
 def test_no_model_escapes_the_catalogue():

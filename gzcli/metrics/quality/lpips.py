@@ -80,6 +80,6 @@ def mean(values: Array) -> Interval:
     return mean_of_draws(values)
 
 
-RECON = (Column("lpips_recon", "down"),)
+COLUMNS = (Column("lpips_recon", "down"), Column("lpips_diversity"), Column("lpips_diversity|y"))
 HOW: dict[str, Any] = {"of_images": diversity, "of_model": reconstruction}
-METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", distributed=True, **HOW),)
+METRICS = (Metric("lpips", 330, COLUMNS, weights="vgg16", floor="train", distributed=True, **HOW),)

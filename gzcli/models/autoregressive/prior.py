@@ -126,8 +126,13 @@ class Prior(Labelled):
         return self.tokenizer.map_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's metrics, and two metrics in nats per code. `entropy` is that of a single code;
-        `code_nats` is the NLL under the prior, given the labels or jointly with the clusters."""
+        """Metrics of held-out images, the first two of the tokenizer.
+
+        mse: mean squared error of reconstructions.
+        perplexity: perplexity of the codes.
+        entropy: entropy of a single code, in nats.
+        code_nats: NLL under the prior in nats per code, given the labels or jointly with the clusters.
+        """
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:
             codes = figures.add(batch.x).flatten(1)

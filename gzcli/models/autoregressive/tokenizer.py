@@ -319,7 +319,11 @@ class Tokenizer(Model):
         return (z - e).square().flatten(1).sum(1)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The `mse` of reconstructions, for images in [0, 1], and the `perplexity` of the codes."""
+        """Metrics of held-out images, with values in [0, 1].
+
+        mse: mean squared error of reconstructions.
+        perplexity: perplexity of the codes.
+        """
         figures = Figures(self)
         for batch in batches:
             figures.add(batch.x)

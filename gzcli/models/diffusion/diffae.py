@@ -204,8 +204,12 @@ class CodeApplications(Model):
         return self.coder.diffusion.errors(x, self.coder.encode(x), noise, times)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """`mse`: the mean squared error of the first images rebuilt from both codes in 50 steps, for images
-        in [0, 1]. `mse_semantic`: the same from z_sem alone. `accuracy`: that of the classifier."""
+        """Metrics of the first held-out images, with values in [0, 1] and rebuilt in 50 steps.
+
+        mse: mean squared error of images rebuilt from both codes.
+        mse_semantic: mean squared error of images rebuilt from z_sem alone.
+        accuracy: accuracy of the classifier.
+        """
         sums: dict[str, float] = defaultdict(float)
         n = 0
         for batch in batches:

@@ -243,8 +243,11 @@ class FM(FlowMatching):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The `accuracy` of the model as a classifier of the first images. {} for an unconditional model, for
-        multi-label data and for more than `MOST_CLASSES` classes."""
+        """A metric of the first held-out images. {} for an unconditional model, for multi-label data and for
+        more than `MOST_CLASSES` classes.
+
+        accuracy: accuracy of the model as a classifier.
+        """
         if not self.conditional or self.data.multilabel or len(self.data.classes) > MOST_CLASSES:
             return {}
         correct, n = 0, 0

@@ -332,8 +332,12 @@ class CycleGAN(Model):
         return Applied(x, rows=(name,), of=tuple((i,) for i in rows.tolist()), labels=labels)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """L1 errors of cycle and identity as shares of the pixels' range, and SSIM of images and their
-        translations, with domains by the labels."""
+        """Metrics of held-out images, whose domains are their labels. Errors are shares of the pixels' range.
+
+        cycle_l1: L1 error of the cycle.
+        identity_l1: L1 error of the identity.
+        ssim: SSIM of images and their translations.
+        """
         sums, n = torch.zeros(3, dtype=torch.float64), 0
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:

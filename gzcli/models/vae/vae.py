@@ -183,9 +183,14 @@ class VAE(Autoencoder, LabelledVAE):
         return torch.logsumexp(torch.cat(log_w, dim=1), dim=1) - math.log(k)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Metrics of held-out images. In nats per image: `recon` and `kl`, the terms of the ELBO, and
-        `iwae100`, −IWAE-100 of the first 1,000 images. `active_units` is the number of dimensions whose
-        posterior mean has a variance above 0.01 (Burda 2015, section 5.2)."""
+        """Metrics of held-out images.
+
+        recon: reconstruction term of the ELBO, in nats per image.
+        kl: KL term of the ELBO, in nats per image.
+        active_units: number of dimensions whose posterior mean has a variance above 0.01 (Burda 2015,
+          section 5.2).
+        iwae100: −IWAE-100 of the first 1,000 images, in nats per image.
+        """
         sums, means, bounds, images = [], [], [], 0
         for batch in batches:
             labels = batch.y if self.conditional else None
