@@ -507,7 +507,10 @@ class Judge:
             lines.append(
                 f"the contestants have {counts} images: compare each with the floor for the same number"
             )
-        values = {name: value for row in rows for name, value in row["metrics"].items() if value < 0}
+        figures = [(row["name"], name, value) for row in rows for name, value in row["metrics"].items()]
+        if bad := [f"`{name}` of `{title}`" for title, name, value in figures if not np.isfinite(value)]:
+            lines.append(f"not finite, so not ranked: {', '.join(bad)}")
+        values = {name: value for _, name, value in figures if value < 0}
         if below := [name for name in values if column_of(name).signed]:
             lines.append(
                 f"`{'`, `'.join(below)}` below 0: the samples cannot be distinguished from real images"

@@ -65,13 +65,13 @@ def value_of(row: Row, metric: str) -> float | None:
 
 def excess_of(row: Row, metric: str) -> Excess | None:
     """How much worse a row is than real images that were sampled in the same way. This makes all rows
-    comparable. For a metric without a floor, it is the metric's value."""
+    comparable. For a metric without a floor, it is the metric's value. None if it is not finite."""
     if (name := name_of(row, metric)) is None:
         return None
     if name in row.get("excess", {}):
-        return excess_from(row["excess"][name])
+        return finite(excess_from(row["excess"][name]))
     sign = -1 if column_of(name).better == "up" else 1
-    return Excess(sign * (row["metrics"][name] - (row.get("floor", {}).get(name) or 0.0)), 0.0)
+    return finite(Excess(sign * (row["metrics"][name] - (row.get("floor", {}).get(name) or 0.0)), 0.0))
 
 
 def excess_from(ends: Sequence[float]) -> Excess:
@@ -103,17 +103,25 @@ class Excess(NamedTuple):
         return abs(self.size - excess.size) > math.hypot(self.half, excess.half)
 
 
-def over_seeds(excesses: Sequence[Excess]) -> Excess:
+def finite(excess: Excess) -> Excess | None:
+    """The excess; None if it or its interval is not finite, so that it is not compared."""
+    return excess if all(map(math.isfinite, excess)) else None
+
+
+def over_seeds(excesses: Sequence[Excess | None]) -> Excess | None:
     """The mean over trainings. Its interval comes from their spread (Student's t), but is no narrower than
-    the interval over images."""
+    the interval over images. None without trainings, or if one of them has no finite excess."""
     from gzcli.metrics.interval import student
 
-    n = len(excesses)
-    half = math.sqrt(sum(excess.half**2 for excess in excesses)) / n
+    every = [excess for excess in excesses if excess is not None]
+    if not every or len(every) < len(excesses):
+        return None
+    n = len(every)
+    half = math.sqrt(sum(excess.half**2 for excess in every)) / n
     if n > 1:
-        spread = stdev(excess.value for excess in excesses)
+        spread = stdev(excess.value for excess in every)
         half = max(half, student(n) * spread / math.sqrt(n))
-    return Excess(fmean(excess.value for excess in excesses), half)
+    return Excess(fmean(excess.value for excess in every), half)
 
 
 def places(excesses: Mapping[str, Excess]) -> dict[str, str]:
@@ -197,8 +205,9 @@ def of_seed(rows: Sequence[Row], seed: int, metric: str) -> dict[str, float]:
 
 def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None) -> list[dict[str, Any]]:
     """A row for each model, the best first and those without a place last. It has NUMBERS and metrics as
-    means over the seeds, standard deviations (None for one seed), and excesses with their intervals. It also
-    has the place, the numbers of complete and failed seeds, and the details of SAMPLER and ORIGIN.
+    means over the seeds, standard deviations (None for one seed or values that are not finite), and excesses
+    with their intervals. It also has the place, the numbers of complete and failed seeds, and the details of
+    SAMPLER and ORIGIN.
 
     budget: seconds of training for each model. A model that took over `LATE` times as long, on average over
       its seeds, has no place.
@@ -210,11 +219,11 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
         names = dict.fromkeys(name for row in complete for name in row["metrics"])
         values = {name: present(row["metrics"].get(name) for row in complete) for name in names}
         with_floor = dict.fromkeys(base(name) for row in complete for name in row.get("excess", {}))
-        excesses = {
-            name: over_seeds([excess for row in complete if (excess := excess_of(row, name))])
+        of_seeds = {
+            name: [excess_of(row, name) for row in complete if name_of(row, name)]
             for name in dict.fromkeys([*([metric] if metric else []), *with_floor])
-            if any(name_of(row, name) for row in complete)
         }
+        excesses = {name: excess for name, each in of_seeds.items() if (excess := over_seeds(each))}
         seconds = mean(present(row.get("train_seconds") for row in complete))
         late = bool(budget and seconds and seconds > LATE * budget)
         if metric in excesses and not late:
@@ -288,7 +297,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:

@@ -14,6 +14,7 @@ from gzcli.metrics.standings import (
     Excess,
     base,
     excess_of,
+    finite,
     heading,
     name_of,
     over_seeds,
@@ -130,10 +131,12 @@ def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
     best."""
     means, worse, way = dict[str, Excess](), dict[str, Excess](), column_of(name).better
     for title, rows in groups.items():
-        if each := [one for row in rows if (one := estimate(row, name))]:
-            means[title] = over_seeds(each)
-            if not title.endswith(MARK):
-                worse[title] = over_seeds([over for row in rows if (over := excess(row, name))])
+        having = [row for row in rows if value_of(row, name) is not None]
+        if mean := over_seeds([estimate(row, name) for row in having]):
+            means[title] = mean
+            over = over_seeds([excess(row, name) for row in having])
+            if over and not title.endswith(MARK):
+                worse[title] = over
     best, cells = ties(worse) if way else set(), []
     for title in groups:
         one = means.get(title)
@@ -158,13 +161,13 @@ def excess(row: Row, name: str) -> Excess | None:
 
 
 def estimate(row: Row, name: str) -> Excess | None:
-    """A metric with the larger side of its interval, or 0 if that is unknown; None for a row without the
-    metric. Near a bound, such as a proportion of 1, half of the interval would contain the true value too
-    rarely."""
+    """A metric with the larger side of its interval, or 0 if that is unknown; None for a row without a
+    finite value. Near a bound, such as a proportion of 1, half of the interval would contain the true value
+    too rarely."""
     if (value := value_of(row, name)) is None:
         return None
     low, high = doc.interval((row.get("intervals") or {}).get(name_of(row, name))) or (value, value)
-    return Excess(value, max(value - low, high - value))
+    return finite(Excess(value, max(value - low, high - value)))
 
 
 def fact(name: str, groups: dict[str, Sequence[Row]]) -> Column:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -44,6 +45,7 @@ from gzcli.league import league, loop, training
 from gzcli.league.loop import draw_curves
 from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
+from gzcli.report import cited
 from gzcli.store import files, runs
 from gzcli.store.run_folder import commit_in
 from gzcli.store.runs import Run
@@ -189,6 +191,34 @@ def test_rows_without_a_place_are_last_and_in_order():
     ]
     details = [result[0][key] for key in ("sampler", "guidance", "commit", "machine")]
     assert details == ["heun", "2.0", "x; y", ""]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_has_no_rank_and_moves_none(value):
+    """As a metric alone, as an excess, as an end of its interval, or of one seed of two."""
+    values = {"a": 12.0, "b": 14.0, "c": 19.0, "d": 14.5}
+    rows = [
+        {"model": name, "name": name, "seed": seed, "metrics": {"fd": fd, "fd_second": fd}}
+        | {"excess": {"fd": [fd - 10, fd - 12, fd - 8], "fd_second": [fd, fd - 1, fd + 1]}}
+        for seed in (0, 1)
+        for name, fd in values.items()
+    ]
+    without = standings.summary(rows, "fd")
+    by_bench = standings.two_judges(rows[:4], None, {"fd": "down"})
+    assert [row["place"] for row in without] == ["1–2", "1–3", "2–3", "4"]
+    for excess in (None, [value] * 3, [2.0, value, 4.0], [2.0, 0.0, value]):
+        bad = {"model": "bad", "name": "bad", "seed": 0, "metrics": {"fd": value, "fd_second": value}}
+        bad |= {"excess": {"fd": excess, "fd_second": excess}} if excess else {"floor": {"fd": 10.0}}
+        good = {**rows[0], "model": "bad", "name": "bad", "seed": 1}
+        for at, more in product((0, 3, 8), ([bad], [bad, good], [good, bad])):
+            *first, last = standings.summary([*rows[:at], *more, *rows[at:]], "fd")
+            assert first == without and last["model"] == "bad"
+            assert last["place"] is None and not {"fd", "fd_second"} & last["excess"].keys()
+        assert standings.two_judges([bad, *rows[:4]], None, {"fd": "down"}) == by_bench
+        table = cited.table({"rows": [bad, *rows[:4]], "places": by_bench["places"]}, ("fd",))
+        *first, last = table.columns[1].cells
+        alone = cited.table({"rows": rows[:4], "places": by_bench["places"]}, ("fd",))
+        assert first == alone.columns[1].cells and (last.text, last.small, last.best) == ("–", "", False)
 
 
 def test_the_second_judge_compares_models_that_have_a_place():

@@ -66,6 +66,16 @@ def test_a_model_without_finite_samples_has_no_row_and_a_few_are_told(tmp_path, 
 
 
 @BAD
+def test_a_metric_that_is_not_finite_is_in_a_note(tmp_path, monkeypatch, value):
+    trained = fake_run(tmp_path, monkeypatch, bench, model=fitted(), name="broken")
+    monkeypatch.setattr(trained.model, "measure", lambda batches: {"mse": value}, raising=False)
+    job = BenchJob(("broken",), "digits", metrics=("swd", "own"), n=60, checkpoint="last")
+    result = bench.run(job, tmp_path, CPU, Log())
+    assert "not finite, so not ranked: `mse` of `pixelwise`" in result["notes"]
+    assert result["places"] == {"pixelwise": "1"}
+
+
+@BAD
 def test_samples_and_applications_that_are_not_finite_are_no_pictures(tmp_path, monkeypatch, capsys, value):
     trained = fake_run(tmp_path, monkeypatch, sample, model=fitted(), name="broken")
     monkeypatch.setattr(sample, "checksum", lambda path: "")
