@@ -517,7 +517,7 @@ def test_the_league_of_the_readme_is_the_measured_one():
 
 
 def test_figures_on_pages_are_the_measured_ones():
-    """By how much an even draw lowers the floor of a league, and what `eqm` detects."""
+    """By how much an even draw lowers the floor of a league, what `eqm` detects, and the order of faces."""
     league = measured.rows_of(measured.ROOT / "glyphs" / "tiny" / "league.csv")
     floors = {(row["drawn"], float(row["fd_floor"])) for row in league}
     (random,) = (floor for drawn, floor in floors if drawn == "random")
@@ -531,6 +531,15 @@ def test_figures_on_pages_are_the_measured_ones():
     areas = {row["score"]: row["auroc"] for row in rows if (row["model"], row["out"]) == ("eqm", "mnist")}
     ours = [f"{float(areas[score]):.2f}".removeprefix("0") for score in ("gradient", "energy")]
     assert f"AUROC for MNIST is {' and '.join(ours)}." in (DOCS / "models" / "eqm.md").read_text()
+    faces, simplest = measured.standings("faces250", "tiny"), measured.peers("faces250")[0]
+    by = {key: {row["model"]: float(row[f"{key}_excess"]) for row in faces} for key in ("kid_lite", "fd_rot")}
+    assert sorted(by["kid_lite"], key=by["kid_lite"].__getitem__)[:3] == ["eqm", "edm", "fm"]
+    assert "`fm` is third by `kid_lite`, after `eqm` and `edm`" in TEXTS["bench"]
+    better = [value for value in by["kid_lite"].values() if value < float(simplest["kid_lite_excess"])]
+    assert len(better) == 8 and "one Gaussian of 62 principal components is ninth" in TEXTS["bench"]
+    assert (
+        by["fd_rot"]["dcgan"] < by["fd_rot"]["eqm"] and f"`faces250` of {len(faces)} models" in TEXTS["bench"]
+    )
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
