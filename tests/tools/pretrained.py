@@ -47,7 +47,7 @@ TABLE = {
     "sgm-glyphs": UNET,
     "cddpm-glyphs": f"model.channels=16 model.clusters=0 {WARM} sample.guidance=auto train.steps=2400",
     "rf-glyphs": TRANSFORMER,
-    "zigma-glyphs": "model.width=80 model.layers=4 train.batch_size=32 train.steps=2000",
+    "zigma-glyphs": "model.width=80 model.layers=4 train.batch_size=32 train.steps=4000",
     "aae-glyphs": "train.steps=3000",
     "dcgan-glyphs": GAN,
     "cgan-glyphs": GAN,
