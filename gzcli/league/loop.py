@@ -37,7 +37,7 @@ from gzcli.store.run_folder import Run
 
 MARKERS = "osD^vP*X"
 SECONDS_COUNT = 600.0  # budget below which times of day are printed with seconds
-Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
+Point = tuple[float, float, float]  # x, mean over seeds, half of its 95 % interval
 
 
 @dataclass(frozen=True)
@@ -307,12 +307,14 @@ def draw_curves(
     figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
     colours = pyplot().get_cmap("tab10").colors
     for i, (model, points) in enumerate(curves.items()):
-        xs, ys, deviations = zip(*points, strict=True)
+        xs, ys, halves = zip(*points, strict=True)
         style = {"color": colours[i % len(colours)], "marker": MARKERS[i // len(colours) % len(MARKERS)]}
         style |= {"markersize": 5, "linewidth": 1.3, "capsize": 2}
-        axes.errorbar(xs, ys, yerr=[d or 0.0 for d in deviations], label=model, **style)
+        axes.errorbar(xs, ys, yerr=halves, label=model, **style)
     if floor and floor > 0:
         axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real images")
+    if any(half for points in curves.values() for *_, half in points):
+        y += ", 95 % intervals over seeds"
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -432,7 +432,7 @@ def result_of(sweep: Sweep, records: list[Record]) -> SweepResult:
             row, metric = with_run(row, run), run.best.metric if run.best else metric
             points = curves(metric_lines(run.path)).get(f"val_{metric}", [])
             a_step = (row.seconds or 0) / (row.steps or 1)
-            lines[" ".join(setting)] = [(a_step * step, value, None) for step, value in points]
+            lines[" ".join(setting)] = [(a_step * step, value, 0.0) for step, value in points]
         rows.append(row)
     picture, title = sweep.folder / "sweep.png", f"{sweep.model} on {sweep.data}"
     shown = {key: line for key, line in lines.items() if line}

@@ -300,8 +300,9 @@ def deviation(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
-def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:
-    """The points of each model's curve: x, and the mean and standard deviation of the metric over seeds."""
+def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float]]]:
+    """The points of each model's curve: x, the mean of the metric over seeds, and half of its interval, 0 for
+    one seed."""
     curves = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         lines: dict[int, list[tuple[float, float]]] = {}
@@ -310,8 +311,11 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
                 lines.setdefault(row["seed"], []).append((row[key], value))
         longest = max(map(len, lines.values()), default=0)
         complete = [sorted(line) for line in lines.values() if len(line) == longest]
-        points = [tuple(zip(*column, strict=True)) for column in zip(*complete, strict=True)]
-        curves[model] = [(fmean(x), fmean(y), deviation(y)) for x, y in points]
+        curves[model] = [
+            (fmean(x for x, _ in points), *mean)
+            for points in zip(*complete, strict=True)
+            if (mean := over_seeds([finite(Excess(value, 0.0)) for _, value in points]))
+        ]
     return {model: points for model, points in curves.items() if points}
 
 

@@ -126,7 +126,7 @@ def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]], metric: str)
     return [*quality, *beside[: max(0, left)], *likelihoods, *facts][:MOST]
 
 
-def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
+def figure(name: str, groups: Mapping[str, Sequence[Row]]) -> Column:
     """The mean of each model with half its interval. A model that was trained for too long is never the
     best."""
     means, worse, way = dict[str, Excess](), dict[str, Excess](), column_of(name).better
