@@ -225,7 +225,7 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
         for run in runs
         if run.path in cost_of
     )
-    judged = forecast.judging(job.n, plan.gpus) * (len(runs) + images)
+    judged = forecast.STARTING_UP + forecast.judging(job.n, plan.gpus) * (len(runs) + images)
     untrained = networks.TRAINING * len(networks.untrained(chosen, locate(job.data), meta))
     sets = f"{counted(images, 'set')} of images, " if images else ""
     times = ((likelihoods, "of test likelihoods"), (untrained, forecast.JUDGES_TRAINED))

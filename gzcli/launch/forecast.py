@@ -54,7 +54,7 @@ STARTING = ("init", "parent")
 
 JUDGED = 7e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
 CHECKED = 5e-2  # seconds to fit a method without training to an image, or to check one, on such a core
-STARTING_UP = 10.0  # seconds for loading torch in the two processes that train and judge a model
+STARTING_UP = 10.0  # seconds of a call besides its images, such as for loading torch in each process
 JUDGES_TRAINED = "to train judge networks of the data set"
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # keys of a part's result
 DRAWING = ("model", "data", "sample")  # sections of a recipe that affect the time of an image
