@@ -22,7 +22,7 @@ from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import BUDGETS, MOST, about, count, counted, duration, figure, seconds_of, short
-from gzcli.data.packs.open import pack_options, peek
+from gzcli.data.packs.open import counts_of, pack_options, peek
 from gzcli.data.sets.registry import locate, slug
 from gzcli.launch.slurm import check_printable
 from gzcli.metrics import networks, selection, standings
@@ -34,7 +34,6 @@ from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.runs import by_name
 
 if TYPE_CHECKING:
-    from gzcli.data.packs.pack import PackMeta
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
@@ -174,6 +173,7 @@ def bench(
             columns, job, [catalog.card_of(run, part_of(run.serving.tree()).model) for run, _ in runs]
         )
     if submit or slurm:
+        selection.choose(job.metrics, data_set, job.split)  # mistakes are reported before that
         return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm, dry_run=dry_run)
     for run, word in runs:
         jobs.announce(run, word, data=data_set.key)
@@ -213,15 +213,17 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
 
     form = pack_options(part_of(runs[0].serving.tree()).data) if runs else None
     meta = peek(job.data, **form) if form else peek(job.data)
-    chosen = selection.choose(job.metrics, meta, job.split)
-    for note in (*selection.omitted(job.metrics, meta, job.split), *not_in_forecast(job, chosen)):
+    real = meta or locate(job.data)
+    chosen = selection.choose(job.metrics, real, job.split)
+    for note in (*selection.omitted(job.metrics, real, job.split), *not_in_forecast(job, chosen)):
         out.info(f"note: {note}")
     plan = launcher.plan(job.launch, every_gpu=False)
     drawers = {run.path: drawer for run in runs if (drawer := forecast.drawer_of_run(run, plan))}
     costs = forecast.drawn([*drawers.values()], kinds_of(job), partial(forecast.measured, say=out.info))
     cost_of = dict(zip(drawers, costs, strict=True))
+    most = most_likelihoods(job)
     likelihoods = sum(
-        cost_of[run.path].of_likelihoods(most_likelihoods(job, meta), drawers[run.path].part.ood.budget)
+        cost_of[run.path].of_likelihoods(most, drawers[run.path].part.ood.budget)
         for run in runs
         if run.path in cost_of
     )
@@ -254,10 +256,10 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def most_likelihoods(job: BenchJob, meta: PackMeta | None) -> int:
-    """The most test images whose likelihood is computed."""
-    most = job.likelihoods or MOST
-    return min(most, meta.counts["test"]) if meta else most
+def most_likelihoods(job: BenchJob) -> int:
+    """The most test images whose likelihood is computed. The set need not be packed."""
+    most, counts = job.likelihoods or MOST, counts_of(locate(job.data))
+    return min(most, counts["test"]) if counts else most
 
 
 def kinds_of(job: BenchJob) -> tuple[str, ...]:
@@ -431,6 +433,7 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None, 
     name, launch = f"bench-{slug(f'league-{terms.data}')}", terms.job.launch
     for model in terms.models or ():
         ask(model, terms.data, (), {})  # mistakes are reported before that
+    selection.choose(terms.job.metrics, locate(terms.data), terms.job.split)
     models = (terms.models or recipe_names()) if at_once else ()
     tasks = [f"{model}:{number}" for number in terms.seeds for model in models]
     array = [f"array=0-{len(tasks) - 1}%{at_once}"] if tasks else []
@@ -502,7 +505,7 @@ def costs_of(league: League) -> list[dict[str, Any]]:
     from gzcli.league.league import is_judged
 
     terms, rows = league.terms, []
-    likelihoods = most_likelihoods(terms.job, league.pack)
+    likelihoods = most_likelihoods(terms.job)
     unjudged = {entry.key: entry for entry in league.entries if not is_judged(entry.run(), terms)}
     drawers = [forecast.Drawer.of(entry.request.recipe, entry.plan) for entry in unjudged.values()]
     costs = forecast.drawn(drawers, kinds_of(terms.job), partial(forecast.measured, say=out.info))

@@ -22,14 +22,14 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Say, silent
 from gzcli.core.units import duration
 from gzcli.data.packs.facts import Facts
-from gzcli.data.packs.open import counts_of, facts_of, peek
+from gzcli.data.packs.open import facts_of, peek
 from gzcli.data.sets.registry import locate
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.league.league import EXTRA, SHORTEST, Terms, least_budget
 from gzcli.league.loop import League, hold
 from gzcli.metrics import networks, standings
-from gzcli.metrics.selection import check
+from gzcli.metrics.selection import choose
 from gzcli.models import catalog
 from gzcli.recipe.suggest import NEEDS, suggest
 from gzcli.recipe.yaml import check_text
@@ -159,10 +159,8 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
         hint = "ask for fewer capabilities, or choose models with `--models`"
         raise UsageError(f"no model of the shipped leagues fits `{terms.data}`", hint=hint)
     data = locate(terms.data)
-    facts, counts = facts_of(data), counts_of(data)
-    judges = metrics_of(facts)
-    if counts:
-        check(judges, data.reference, counts, (facts and facts.classes) or 0, terms.job.split)
+    judges = metrics_of(facts_of(data))
+    choose(judges, data, terms.job.split)
     race = Race(models, replace(terms, job=replace(terms.job, metrics=judges)), terms.budget)
     if (least := race.rounds[0][1]) < SHORTEST:
         message = f"the budget gives each of {len(models)} models only {least:.1g} s in the first round"

@@ -4,11 +4,12 @@ the top."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from gzcli.core.errors import UsageError, did_you_mean
-from gzcli.data.packs.open import official_counts
+from gzcli.data.packs.open import counts_of, facts_of, official_counts
 from gzcli.data.packs.pack import PackMeta
-from gzcli.data.sets.registry import locate, split_sizes
+from gzcli.data.sets.registry import DataSet, locate, split_sizes
 from gzcli.metrics import networks
 from gzcli.metrics.metric import metrics
 
@@ -17,64 +18,73 @@ COUNTERPART = {"test": "train", "val": "train", "train": "test", "all": "all"}
 WORDS = {"train": "training images", "val": "validation images", "test": "test images"}
 
 
-def choose(names: Sequence[str] | None, meta: PackMeta | None = None, split: str = "test") -> list[str]:
+class RealSet(NamedTuple):
+    """The facts of real images that decide which metrics are computed."""
+
+    name: str
+    counts: Mapping[str, int]  # number of images in each split
+    classes: int
+    photographs: bool  # whether they are 8-bit colour images
+
+    @classmethod
+    def of(cls, images: PackMeta | DataSet) -> RealSet | None:
+        """The facts of a pack, or of a set that need not be packed; None if its files are missing."""
+        if isinstance(images, PackMeta):
+            colour = images.shape[0] == 3 and images.values is None
+            return cls(images.reference, images.counts, len(images.classes), colour)
+        facts, counts = facts_of(images), counts_of(images)
+        if not (facts and counts):
+            return None
+        return cls(images.reference, counts, facts.classes or 0, facts.channels == 3 and not facts.valued)
+
+
+def choose(
+    names: Sequence[str] | None, images: PackMeta | DataSet | None = None, split: str = "test"
+) -> list[str]:
     """The named metrics (`nats` means `bpd`). If none is named, the cheap ones that need no download and that
     have enough images. Raises UsageError for a name that does not exist, or with too few images."""
-    table = metrics()
+    table, real = metrics(), RealSet.of(images) if images else None
     if names is None:
-        return [name for name in usual(meta) if not shortages([name], meta, split)]
+        return [name for name in usual(real) if not (real and shortages([name], real, split))]
     names = ["bpd" if name == "nats" else name for name in names]
     for name in names:
         if name not in table:
             hint = did_you_mean(name, table) or f"choose from {', '.join(table)}"
             raise UsageError(f"there is no metric `{name}`", hint=hint)
-    if meta:
-        check(names, meta.reference, meta.counts, len(meta.classes), split)
+    for message, way in shortages(names, real, split) if real else ():
+        raise UsageError(message, hint=f"{way}, or omit it from `--metrics`" if split == "test" else way)
     return list(dict.fromkeys(names))
 
 
-def check(names: Sequence[str], data: str, counts: Mapping[str, int], classes: int, split: str) -> None:
-    """Raises UsageError if a set has too few images for one of these metrics."""
-    for message, way in _shortages(names, data, counts, classes, split):
-        raise UsageError(message, hint=f"{way}, or omit it from `--metrics`" if split == "test" else way)
-
-
-def usual(meta: PackMeta | None) -> list[str]:
+def usual(real: RealSet | None) -> list[str]:
     """The metrics if none is named."""
-    photographs = meta is not None and meta.shape[0] == 3 and meta.values is None
-    ways = ("always", "colour") if photographs and networks.is_installed() else ("always",)
+    ways = ("always", "colour") if real and real.photographs and networks.is_installed() else ("always",)
     return [name for way in ways for name, metric in metrics().items() if metric.default == way]
 
 
-def omitted(names: Sequence[str] | None, meta: PackMeta | None, split: str) -> list[str]:
+def omitted(names: Sequence[str] | None, images: PackMeta | DataSet, split: str) -> list[str]:
     """Notes on the usual metrics for which a set has too few images, if none is named."""
-    short = [] if names else shortages(usual(meta), meta, split)
+    real = None if names else RealSet.of(images)
+    short = shortages(usual(real), real, split) if real else []
     return [f"omitted: {message}; {way}" for message, way in short]
 
 
-def shortages(names: Sequence[str], meta: PackMeta | None, split: str) -> list[tuple[str, str]]:
-    """For each number of images that metrics need and a packed set lacks: a message, and how to get as
-    many."""
-    return _shortages(names, meta.reference, meta.counts, len(meta.classes), split) if meta else []
-
-
-def _shortages(
-    names: Sequence[str], data: str, counts: Mapping[str, int], classes: int, split: str
-) -> list[tuple[str, str]]:
-    total = sum(counts.values())
+def shortages(names: Sequence[str], real: RealSet, split: str) -> list[tuple[str, str]]:
+    """For each number of images that metrics need and a set lacks: a message, and how to get as many."""
+    counts, total = real.counts, sum(real.counts.values())
     side = min((split, COUNTERPART[split]), key=lambda name: counts.get(name, 0))
     n, images = (total // 2, "images") if split == "all" else (counts[side], WORDS[side])
     by_need: dict[int, list[str]] = {}
     for name in names:
-        if (need := fewest(name, classes)) > n:
+        if (need := fewest(name, real.classes)) > n:
             by_need.setdefault(need, []).append(f"`{name}`")
     parts = []
     for need, short in by_need.items():
         verb = "needs" if len(short) == 1 else "need"
         least, has = (2 * need, total) if split == "all" else (need, n)
-        message = f"{', '.join(short)} {verb} at least {least:,} {images}, but `{data}` has {has:,}"
+        message = f"{', '.join(short)} {verb} at least {least:,} {images}, but `{real.name}` has {has:,}"
         more = split == "test" and total // 2 >= need
-        parts.append((message, "use `--split all`" if more else _remedy(data, split, need)))
+        parts.append((message, "use `--split all`" if more else _remedy(real.name, split, need)))
     return parts
 
 

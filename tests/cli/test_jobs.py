@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from gzcli.cli import app
+from gzcli.cli.bench import most_likelihoods
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.ranks import gather, joined
 from gzcli.core.sections import DataSection, LaunchSection, Part
 from gzcli.core.types import Applied, DataInfo
-from gzcli.data.packs.open import counts_of, open_pack
+from gzcli.data.packs.open import counts_of, open_pack, peek
 from gzcli.data.sets.registry import locate
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
@@ -114,14 +115,21 @@ def test_a_dry_run_times_what_a_run_did_not_measure(call, home, monkeypatch):
 
 
 def test_a_dry_run_names_metrics_with_too_few_images(call, home, tmp_path):
+    """A set need not be packed for that, and a submitted job is refused before it waits in a queue."""
     images = np.zeros((60, 8, 8), np.uint8)
     np.savez(few := tmp_path / "few.npz", images=images), np.savez(tmp_path / "theirs.npz", images=images)
-    least = f"`prc_lenet` needs at least 12 test images, but `{open_pack(few).reference}` has 6"
-    words = ("bench", str(tmp_path / "theirs.npz"), "--data", str(few), "--dry-run")
-    code, _, shown = call(*words)
-    assert code == 0 and f"note: omitted: {least}; use `--split all`" in " ".join(shown.split())
-    code, _, shown = call(*words, "--metrics", "prc_lenet")
-    assert code == 2 and least in " ".join(shown.split())
+    least = f"`prc_lenet` needs at least 12 test images, but `{few}` has 6"
+    words = ("bench", str(tmp_path / "theirs.npz"), "--data", str(few))
+    league = ("bench", "--train-missing", "--budget", "8m", "--data", str(few))
+    for packed in (False, True):
+        code, _, shown = call(*words, "--dry-run")
+        assert code == 0 and f"note: omitted: {least}; use `--split all`" in " ".join(shown.split())
+        for more in ((*words, "--dry-run"), (*words, "--submit", "slurm"), (*league, "--submit", "slurm")):
+            code, _, shown = call(*more, "--metrics", "prc_lenet")
+            assert code == 2 and least in " ".join(shown.split())
+        assert most_likelihoods(BenchJob((), str(few), likelihoods=20_000)) == 6
+        assert (peek(few) is not None) == packed
+        assert open_pack(few).meta.counts["test"] == 6
 
 
 FITS = {"fit_seconds": 0.01, "train_fit_seconds": 0.0, "map_seconds": 0.02}  # of an image

@@ -281,8 +281,8 @@ def test_a_plan_times_the_images_of_each_model_once(call, home, trained, judged,
     rows = json.loads(call(*words)[1])["rows"]
     assert [len(job.parts) for job in jobs] == [2] and len(rows) == 4
     assert {row["draws"] for row in jobs[0].parts} == {("samples", "exact", "bound")}
-    # 11 times each of 500 likelihoods, and features
-    expected = {"sample_seconds": 5.0, "judge_seconds": 11 * 500 * 0.002 + 500 * 0.001 + forecast.STARTING_UP}
+    # 11 times the likelihood of each of the 355 test images, and features of 500 samples
+    expected = {"sample_seconds": 5.0, "judge_seconds": 11 * 355 * 0.002 + 500 * 0.001 + forecast.STARTING_UP}
     assert [{name: row[name] for name in expected} for row in rows] == [pytest.approx(expected)] * 4
     assert json.loads(call(*words)[1])["rows"] == rows and len(jobs) == 1
     # metrics without a likelihood have no time of one
