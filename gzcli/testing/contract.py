@@ -39,7 +39,7 @@ ODE_STEPS = 4
 SCORE_STEPS = 2  # for checks of dependences, in which values do not matter
 CLASSES = 2  # of a mixture of classes, for the same reason
 SEARCH_STEPS = 25  # gradient steps of the search for the latent code of an image
-FEW = {"steps": 3, "times": 3, "starts": 2}
+FEW = {"steps": 2, "times": 3, "starts": 2}
 FALL = 0.10  # relative fall of a phase's loss on one batch that is required
 STEPS = 30  # steps for that fall
 TRIALS = (8, 25, 75, 200)  # steps after which a trained copy is compared with an untrained one
@@ -411,7 +411,7 @@ def scores_do_not_depend_on_the_batch(case: Case) -> None:
     """A score of an image is the same alone and in a batch."""
     model, pack, card = started(case)[0].eval(), case.pack(), catalog.card(case.model)
     for name in card.fits:
-        quick(getattr(model, f"fit_{name}"))(held_out(pack, model, "val", 16, 32))
+        quick(getattr(model, f"fit_{name}"))(held_out(pack, model, "val", 8, 16))
     batch = next(held_out(pack, model, "test", 4))
     methods = {f"score_{name}": quick(getattr(model, f"score_{name}")) for name in card.scores}
     if hasattr(model, "log_prob"):
@@ -558,7 +558,8 @@ def _takes(case: Case, kind: str) -> None:
     if hasattr(model, "log_prob"):
         with torch.no_grad():
             labels = y if case.conditional else None
-            value = log_likelihood(model, batch.x, labels, noise=ImageNoise(SEED, range(N)))
+            noise = ImageNoise(SEED, range(N))
+            value = log_likelihood(model, batch.x, labels, noise=noise, steps=SCORE_STEPS)
         finite = value.shape == (N,) and bool(torch.isfinite(value).all())
         require(finite, f"{on} `log_prob` is not {N} finite numbers")
 
