@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gzcli.cli import out
+from gzcli.cli import app, out
 
 # as `gz` starts its engine; read when torch is first imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -109,6 +109,23 @@ def _interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _commands():
+    """The commands of a verb depend on nothing else, so this process builds them once."""
+    build, commands = app.build, {}
+
+    def built(words: list[str] | None = None):
+        first = next((word for word in words or () if not word.startswith("-")), None)
+        key = (words is None, first if first in app.VERBS else None)
+        if key not in commands:
+            commands[key] = build(words)
+        return commands[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "build", built)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _plain_output():
     """A command in this process leaves its `--json` or `-q` behind: the next test starts without."""
@@ -155,7 +172,6 @@ def home(tmp_path, monkeypatch):
 def call(home, capsys, monkeypatch, tmp_path):
     """call("runs", "list") → (exit code, stdout, stderr) of `gz` in this process, in a clean home and folder.
     Data sets are not opened: images are 16 pixels wide unless the recipe says otherwise."""
-    from gzcli.cli import app
 
     def with_data(recipe, dataset, run=None, **how):
         return recipe.on(replace(recipe.data, size=recipe.data.size or 16))
