@@ -558,8 +558,8 @@ def _takes(case: Case, kind: str) -> None:
     if hasattr(model, "log_prob"):
         with torch.no_grad():
             labels = y if case.conditional else None
-            noise = ImageNoise(SEED, range(N))
-            value = log_likelihood(model, batch.x, labels, noise=noise, steps=SCORE_STEPS)
+            rows = ImageNoise(SEED, range(N))
+            value = log_likelihood(model, batch.x, labels, noise=rows, steps=SCORE_STEPS)
         finite = value.shape == (N,) and bool(torch.isfinite(value).all())
         require(finite, f"{on} `log_prob` is not {N} finite numbers")
 
