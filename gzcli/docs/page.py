@@ -328,12 +328,13 @@ def league_tuned(data: str, scale: str) -> str:
 
     def words(name: str, trials: int | None) -> str:
         number = f"{trials} trial{'s' * (trials > 1)}" if trials else "several trials"
-        return f"`{name}` ({number}; row of seed {', '.join(seeds[name])})"
+        of_row = f"seed{'s' * (len(seeds[name]) > 1)} {', '.join(seeds[name])}"
+        return f"`{name}` ({number}; its row has {of_row})"
 
     tuned = measured.about(data, scale).get("tuned", {})
     tried = {name: trials for name, trials in tuned.items() if name in seeds}
     listed = ", ".join(words(name, trials) for name, trials in tried.items())
-    best = " A row of seed 0 is the best of its trials." if any("0" in seeds[name] for name in tried) else ""
+    best = " Values of seed 0 favour these recipes." if any("0" in seeds[name] for name in tried) else ""
     return f"These recipes were tuned on this data set with seed 0: {listed}.{best}" if tried else ""
 
 

@@ -282,8 +282,8 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatc
     assert measured.about("mnist", "tiny")["commit"] == "0" * 40
     about = measured.about("mnist", "tiny") | {"tuned": {"vae": 1, "vqvae": None, "fm": 2}}
     (reference / "about.json").write_text(json.dumps(about))
-    tuned = "`vae` (1 trial; row of seed 0, 1), `vqvae` (several trials; row of seed 0)"
-    assert f"seed 0: {tuned}. A row of seed 0 is the best" in league_facts("mnist", "tiny")[4]
+    tuned = "`vae` (1 trial; its row has seeds 0, 1), `vqvae` (several trials; its row has seed 0)"
+    assert f"seed 0: {tuned}. Values of seed 0 favour these recipes" in league_facts("mnist", "tiny")[4]
     (best, *_) = measured.standings("mnist", "tiny")
     assert best["commit"] == "0" * 40
     assert [(r["model"], r["seeds"]) for r in measured.standings("mnist", "tiny")] == [
