@@ -1,10 +1,10 @@
 """The measurements that are shipped: leagues, and the validation curves of their runs, by set and scale.
 `docs/measured/<set>/<scale>/` contains `league.csv` and `summary.csv` of `gz bench --train-missing`,
-`about.json` on how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`. A league with
-a second budget is at `<scale>-40m`. In `docs/measured/<set>`, `peers.csv` contains the results of other
-packages' models, and `ood.csv` how well models of the set detect foreign images. `docs/measured/costs.csv`
-contains the cost of trainings, and `parity.csv` the differences from published code. This module imports
-nothing heavy, because the trainer reads it."""
+`about.json` on how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`. In
+`docs/measured/<set>`, `peers.csv` contains the results of other packages' models, and `ood.csv` how well
+models of the set detect foreign images. `docs/measured/costs.csv` contains the cost of trainings, and
+`parity.csv` the differences from published code. This module imports nothing heavy, because the trainer reads
+it."""
 
 from __future__ import annotations
 

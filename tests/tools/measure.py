@@ -2,8 +2,8 @@
 `gzcli/docs/measured/`; `make costs`: what every recipe's trainings cost.
 
 python tests/tools/measure.py league FOLDER… [--commit HASH]
-                                                  those of one set, scale and budget are joined; the commit
-                                                  of code that was trained outside of a clone
+                                                  those of one set and scale are joined; the commit of code
+                                                  that was trained outside of a clone
 python tests/tools/measure.py peers FOLDER         of `gz bench` on images of `peers.py`
 python tests/tools/measure.py costs [--timed]      times are those of this machine, which must be quiet
 """
@@ -26,7 +26,6 @@ from gzcli import __version__
 from gzcli.core import devices, measured, rates, start
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import duration
 from gzcli.launch import forecast, launcher
 from gzcli.launch.plan import ask
 from gzcli.metrics import standings
@@ -74,15 +73,14 @@ GREY, COLOUR = (420, 8), (270, 32)
 
 def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None) -> list[Path]:
     """Writes what pages show of the leagues whose folders `gz bench --train-missing` has named: those of one
-    set, scale and budget are one league, joined by model and seed, also with what stands there. Returns the
-    files.
+    set and scale are one league, joined by model and seed, also with what stands there. Returns the files.
 
     root: where to; the package's own folder unless it is given.
     commit: of the code of rows that do not know theirs.
     """
     places: dict[Path, list[League]] = {}
     for one in map(opened, folders):
-        places.setdefault(folder_of(root / one.place, one.result["budget"]), []).append(one)
+        places.setdefault(root / one.place, []).append(one)
     for into, leagues in places.items():
         about = shared_by(leagues)
         before, commands = earlier(into, about)
@@ -106,14 +104,6 @@ def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None
         for model, run in {name: run for one in leagues for name, run in one.runs.items()}.items():
             picture_and_curves(into, model, run)
     return sorted(path for into in places for path in into.rglob("*.*") if path.is_file())
-
-
-def folder_of(place: Path, budget: float) -> Path:
-    """`<set>/<scale>`, or `<set>/<scale>-40m` if a league with another budget stands there."""
-    about = place / "about.json"
-    if not about.is_file() or json.loads(about.read_text())["budget"] == budget:
-        return place
-    return place.with_name(f"{place.name}-{duration(budget).removesuffix('00s')}")
 
 
 def short(value: Any) -> Any:
