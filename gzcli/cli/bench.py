@@ -562,9 +562,11 @@ def cite(result: Mapping[str, Any], columns: str) -> None:
     from gzcli.report import cited
 
     if chosen := cited.table(result, opt.split(columns)):
-        lines = [[f"{cell.text} {cell.small}".strip() for cell in row] for row in chosen.rows]
-        out.table([column.name for column in chosen.columns], lines)
-        out.info(chosen.caption)
+        marked = [
+            [f"{cell.text}{'*' * cell.best} {cell.small}".strip() for cell in row] for row in chosen.rows
+        ]
+        out.table([column.name for column in chosen.columns], marked)
+        out.info(cited.caption((model for model, *_ in marked), f"*: {cited.BEST}"))
 
 
 def show_league(result: dict[str, Any], columns: str | None = None) -> None:

@@ -63,6 +63,17 @@ def value_of(row: Row, metric: str) -> float | None:
     return None if name is None else row["metrics"][name]
 
 
+def estimate(row: Row, metric: str) -> Excess | None:
+    """A metric with the larger side of its interval, or 0 if that is unknown; None for a row without a
+    finite value. Near a bound, such as a proportion of 1, half of the interval would contain the true value
+    too rarely."""
+    if (name := name_of(row, metric)) is None:
+        return None
+    value = row["metrics"][name]
+    low, high = (row.get("intervals") or {}).get(name) or (value, value)
+    return finite(Excess(value, max(value - low, high - value), over_floor=False))
+
+
 def excess_of(row: Row, metric: str) -> Excess | None:
     """How much worse a row is than real images that were sampled in the same way. This makes all rows
     comparable. For a metric without a floor, it is the metric's value. None if it is not finite."""
@@ -70,8 +81,9 @@ def excess_of(row: Row, metric: str) -> Excess | None:
         return None
     if name in row.get("excess", {}):
         return finite(excess_from(row["excess"][name]))
-    sign = -1 if column_of(name).better == "up" else 1
-    return finite(Excess(sign * (row["metrics"][name] - (row.get("floor", {}).get(name) or 0.0)), 0.0))
+    floor, sign = row.get("floor", {}).get(name), -1 if column_of(name).better == "up" else 1
+    one = estimate(row, name)
+    return one and finite(Excess(sign * (one.value - (floor or 0.0)), one.half, floor is not None))
 
 
 def excess_from(ends: Sequence[float]) -> Excess:
@@ -80,15 +92,16 @@ def excess_from(ends: Sequence[float]) -> Excess:
 
 
 class Excess(NamedTuple):
-    """An excess over the floor, and half of its 95 % interval."""
+    """An excess over the floor, and half of its 95 % interval; or the value of a metric without a floor."""
 
     value: float
     half: float
+    over_floor: bool = True
 
     @property
     def size(self) -> float:
         """The excess, or 0 below the floor, because nothing is closer to real images than real images."""
-        return max(0.0, self.value)
+        return max(0.0, self.value) if self.over_floor else self.value
 
     @property
     def ends(self) -> list[float]:
@@ -121,7 +134,7 @@ def over_seeds(excesses: Sequence[Excess | None]) -> Excess | None:
     if n > 1:
         spread = stdev(excess.value for excess in every)
         half = max(half, student(n) * spread / math.sqrt(n))
-    return Excess(fmean(excess.value for excess in every), half)
+    return Excess(fmean(excess.value for excess in every), half, every[0].over_floor)
 
 
 def places(excesses: Mapping[str, Excess]) -> dict[str, str]:
@@ -138,7 +151,7 @@ def places(excesses: Mapping[str, Excess]) -> dict[str, str]:
 
 
 def first_of(places: Mapping[str, str | None]) -> list[str]:
-    """The models that share the first place."""
+    """The models that share the first place: no other is significantly better."""
     return [name for name, place in places.items() if place and place.split("–")[0] == "1"]
 
 
@@ -312,7 +325,7 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
         longest = max(map(len, lines.values()), default=0)
         complete = [sorted(line) for line in lines.values() if len(line) == longest]
         curves[model] = [
-            (fmean(x for x, _ in points), *mean)
+            (fmean(x for x, _ in points), mean.value, mean.half)
             for points in zip(*complete, strict=True)
             if (mean := over_seeds([finite(Excess(value, 0.0)) for _, value in points]))
         ]
@@ -382,8 +395,9 @@ def summary_table(rows: Sequence[Row]) -> str:
         for name in names:
             line[name], line[f"{name}_sd"] = row["metrics"].get(name), row["deviations"].get(name)
             if any(base(name) in any_row["excess"] for any_row in rows):
-                excess = excess_from(ends) if (ends := row["excess"].get(base(name))) else (None, None)
-                line[f"{name}_excess"], line[f"{name}_excess_half"] = excess
+                excess = excess_from(ends) if (ends := row["excess"].get(base(name))) else None
+                line[f"{name}_excess"] = excess and excess.value
+                line[f"{name}_excess_half"] = excess and excess.half
         lines.append({"place": row["place"], **line})
     return as_csv(lines)
 

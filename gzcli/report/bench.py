@@ -104,14 +104,14 @@ class Figures:
             title: row for title, row in self.titled if doc.is_number((row.get("metrics") or {}).get(name))
         }
 
-    def best(self, name: str) -> set[str]:
-        """The titles of the rows that a metric does not distinguish from the best one."""
-        rows = {
-            title: {**row, "floor": row.get("floor") or self.floor}
-            for title, row in self.having(name).items()
-        }
-        excesses = {title: over for title, row in rows.items() if (over := cited.excess(row, name))}
-        return cited.ties(excesses) if column_of(name).better else set()
+    def best(self, name: str) -> list[str]:
+        """The titles of the rows of the first rank in a metric, at any grey levels."""
+        excesses = {}
+        for title, row in self.titled:
+            row = {**row, "metrics": row.get("metrics") or {}, "floor": row.get("floor") or self.floor}
+            if over := excess_of(row, base(name)):
+                excesses[title] = over
+        return cited.bold(excesses) if column_of(name).better else []
 
     def floor_of(self, row: Row, name: str) -> float | None:
         """The metric of real images that were sampled like those of a row; None if unknown."""
@@ -133,7 +133,7 @@ class Figures:
             for title, row in self.titled:
                 value = row["metrics"][name] if title in rows else None
                 ends = "" if value is None else doc.brackets((row.get("intervals") or {}).get(name))
-                cells.append(Cell(doc.number(value), ends, value, title in best))
+                cells.append(Cell(doc.number(value), ends, value, title in rows and title in best))
             columns.append(Column(heading(name, self.rows), cells, self.direction(name)))
         foot = [
             [Cell(title), *[Cell("")] * (len(columns) - len(self.names) - 1)]
@@ -261,10 +261,9 @@ def standings(result: Row) -> Table:
     columns = [doc.texts("model", list(groups))]
     columns.append(doc.texts("rank", [str(row.get("place") or "–") for row in summary]))
     columns += [cost_column(key, summary) for key in FIRST if key in numbers]
-    for name in dict.fromkeys(name for row in summary for name in row.get("metrics") or {}):
-        rows = {title: [row for row in some if name in row["metrics"]] for title, some in groups.items()}
-        columns.append(cited.figure(name, rows))
-        ends = [(row.get("excess") or {}).get(base(name)) for row in summary]
+    for name in cited.figures_of(summary):
+        columns.append(cited.figure(name, groups))
+        ends = [(row.get("excess") or {}).get(name) for row in summary]
         if any(ends):
             columns.append(excess_column(name, [each and excess_from(each) for each in ends]))
     columns += [cost_column(key, summary) for key in numbers if key not in FIRST]

@@ -1,5 +1,5 @@
-"""The table of a bench or league for citation: a few columns, one kind of ±, and bold for every row that
-intervals do not separate from the best one."""
+"""The table of a bench or league for citation: a few columns, one kind of ±, and bold for the first rank of
+each metric."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from gzcli.metrics.standings import (
     SECOND,
     Excess,
     base,
+    estimate,
     excess_of,
-    finite,
+    first_of,
     heading,
-    name_of,
     over_seeds,
+    places,
     value_of,
 )
 from gzcli.report import document as doc
@@ -29,13 +30,11 @@ MOST = 7  # columns of metrics and facts without a choice
 LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
 JUDGES = ("", "_lenet", "_rot", "_lite")  # ends of a metric's name: `recall` is `recall_lenet`
 TITLE = "To cite"
-BOLD = (
-    "Metrics in bold cannot be distinguished from the best; values better than those of real images count as "
-    "equal."
-)
-CAPTION = (
+BEST = "no model is significantly better. Values better than those of real images count as equal."
+BOLD = f"Bold: {BEST}"
+ERRORS = (
     "± is half of a 95 % interval, or its larger side near a bound: over images for one seed, over seeds "
-    f"(Student's t) for several. {BOLD}"
+    "(Student's t) for several."
 )
 MARK = " †"  # mark of a model that was trained for too long
 LATE_CAPTION = f"†: trained for over {LATE} times the budget, so without a rank."
@@ -59,8 +58,9 @@ def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
     return Table(TITLE, table_columns, caption=caption(groups), cited=True)
 
 
-def caption(titles: Iterable[str]) -> str:
-    return f"{CAPTION} {LATE_CAPTION}" if any(title.endswith(MARK) for title in titles) else CAPTION
+def caption(titles: Iterable[str], best: str = BOLD) -> str:
+    """What the signs mean. best: a sentence on the mark of the best values."""
+    return " ".join([ERRORS, best, *[LATE_CAPTION] * any(title.endswith(MARK) for title in titles)])
 
 
 def figures_of(rows: Sequence[Row]) -> list[str]:
@@ -134,10 +134,10 @@ def figure(name: str, groups: Mapping[str, Sequence[Row]]) -> Column:
         having = [row for row in rows if value_of(row, name) is not None]
         if mean := over_seeds([estimate(row, name) for row in having]):
             means[title] = mean
-            over = over_seeds([excess(row, name) for row in having])
+            over = over_seeds([excess_of(row, name) for row in having])
             if over and not title.endswith(MARK):
                 worse[title] = over
-    best, cells = ties(worse) if way else set(), []
+    best, cells = bold(worse) if way else [], []
     for title in groups:
         one = means.get(title)
         half = f"± {doc.number(float(f'{one.half:.2g}'))}" if one and one.half else ""
@@ -145,29 +145,9 @@ def figure(name: str, groups: Mapping[str, Sequence[Row]]) -> Column:
     return Column(heading(name, [row for rows in groups.values() for row in rows]), cells, way)
 
 
-def ties(excesses: Mapping[str, Excess]) -> set[str]:
-    """The names that intervals do not separate from the lowest excess; empty for fewer than two."""
-    first = min(excesses.values(), key=lambda one: one.value, default=None)
-    if first is None or len(excesses) < 2:
-        return set()
-    return {name for name, one in excesses.items() if not first.differs(one)}
-
-
-def excess(row: Row, name: str) -> Excess | None:
-    """The excess over the floor, which compares rows with different numbers of samples. Its interval is that
-    of the metric if it has none; None for a row without the metric."""
-    over, one = excess_of(row, name), estimate(row, name)
-    return over and one and Excess(over.value, over.half or one.half)
-
-
-def estimate(row: Row, name: str) -> Excess | None:
-    """A metric with the larger side of its interval, or 0 if that is unknown; None for a row without a
-    finite value. Near a bound, such as a proportion of 1, half of the interval would contain the true value
-    too rarely."""
-    if (value := value_of(row, name)) is None:
-        return None
-    low, high = doc.interval((row.get("intervals") or {}).get(name_of(row, name))) or (value, value)
-    return finite(Excess(value, max(value - low, high - value)))
+def bold(excesses: Mapping[str, Excess]) -> list[str]:
+    """The names whose values are bold: those of the first rank; none for fewer than two."""
+    return first_of(places(excesses)) if len(excesses) > 1 else []
 
 
 def fact(name: str, groups: dict[str, Sequence[Row]]) -> Column:

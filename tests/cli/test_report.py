@@ -24,10 +24,11 @@ import pytest
 from scipy.integrate import trapezoid
 from sklearn.metrics import roc_auc_score
 
-from gzcli.cli.bench import ended
+from gzcli.cli.bench import cite, ended
 from gzcli.core import streams
 from gzcli.core.errors import GzError
 from gzcli.launch import launcher
+from gzcli.metrics import standings
 from gzcli.report import bench as of_bench
 from gzcli.report import cited
 from gzcli.report import ood as of_ood
@@ -181,7 +182,7 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     late = league_json()
     late["summary"][0]["late"] = True
     table = cited.table(late, ("fd",))
-    assert table.columns[0].cells[0].text == "a, guided 1.3 †" and "†" not in cited.CAPTION
+    assert table.columns[0].cells[0].text == "a, guided 1.3 †" and "†" not in cited.caption(["a"])
     assert [cell.best for cell in table.columns[1].cells] == [False, True, False] and "†: " in table.caption
     tex = written(call, folder, "--columns", "fd,bpd,seconds")["report.tex"]
     assert tex.count("tabular}") == 2 and "booktabs" in tex, "one table"
@@ -211,9 +212,35 @@ def test_the_table_of_a_league_has_the_errors_and_ties_of_the_table_to_cite():
     wide = of_bench.standings(made)
     columns = {column.name: list(column.cells) for column in wide.columns}
     figures = cited.table(made, ("fd",)).columns[1].cells
-    assert columns["fd"][:2] == figures[:2] and [cell.text for cell in columns["fd"][2:]] == ["–", "–"]
-    assert columns["fd@32"][2] == figures[2] and figures[2].small == "± 6.4"
-    assert wide.caption.count("±") == 1 and cited.CAPTION in wide.caption
+    assert columns["fd"][:3] == figures and [cell.text for cell in columns["fd"][3:]] == ["–"]
+    assert {"fd@32", "fd@32, excess"}.isdisjoint(columns) and figures[2].small == "± 6.4"
+    assert wide.caption.count("±") == 1 and cited.caption(["c"]) in wide.caption
+
+
+def test_a_value_is_bold_if_and_only_if_its_rank_starts_at_1(capsys):
+    """The lowest `fd` has a wide interval, which contains every other value. Two others differ."""
+    ends = {"a": (10, 6), "b": (11, 0.3), "c@32": (13, 0.3)}
+    rows = [
+        {"name": name[0], "metrics": {name.replace(name[0], "fd"): fd, "samples_per_s": fd}}
+        | {"excess": {name.replace(name[0], "fd"): [fd, fd - half, fd + half]}}
+        for name, (fd, half) in ends.items()
+    ]
+    way = {"fd": "down", "fd@32": "down"}
+    result = {"rows": rows, "directions": way, **standings.two_judges(rows, None, way)}
+    assert result["places"] == {"a": "1–3", "b": "1–2", "c": "2–3"}
+    assert standings.first_of(result["places"]) == ["a", "b"]
+    columns = cited.table(result, ("fd", "samples_per_s")).columns
+    assert [[cell.best for cell in column.cells] for column in columns[1:]] == [
+        [True, True, False],
+        [False, False, True],  # without a floor, and more is better
+    ]
+    every = of_bench.Figures(result, rows).table("Figures").columns
+    bold = {column.name: [cell.best for cell in column.cells] for column in every}
+    assert bold["fd"] == [True, True, False] and bold["fd@32"] == [False] * 3
+    cite(result, "fd")
+    shown, said = capsys.readouterr()
+    assert [line.split()[1] for line in shown.splitlines()] == ["fd", "10*", "11*", "13"]
+    assert "*: no model is significantly better." in " ".join(said.split()) and "Bold" not in said
 
 
 def test_the_table_to_cite_has_the_larger_side_of_an_interval_at_a_bound():
