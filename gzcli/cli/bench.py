@@ -34,6 +34,7 @@ from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.runs import by_name
 
 if TYPE_CHECKING:
+    from gzcli.data.sets.registry import DataSet
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
@@ -178,8 +179,7 @@ def bench(
     for run, word in runs:
         jobs.announce(run, word, data=data_set.key)
     if dry_run:
-        job = replace(job, data=data_set.reference)
-        return show_dry_bench([run for run, _ in runs], len(images), job)
+        return show_dry_bench([run for run, _ in runs], len(images), job, data_set)
     paths = tuple(str(run.path) for run, _ in runs)
     jobs.fetch(networks)
     folder = claims.new_folder(user_dir("bench"), data_set.key)
@@ -205,15 +205,15 @@ def check_columns(columns: str, job: BenchJob, cards: Iterable[ModelCard]) -> No
     cited.check(opt.split(columns), list(dict.fromkeys(figures)))
 
 
-def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
+def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob, data_set: DataSet) -> None:
     """Prints the cost of sampling runs and of evaluating them. images: number of contestants that are
     images."""
     from gzcli.cli.plan import Drawing, show_drawing
     from gzcli.launch import forecast, launcher
 
-    form = pack_options(part_of(runs[0].serving.tree()).data) if runs else None
-    meta = peek(job.data, **form) if form else peek(job.data)
-    real = meta or locate(job.data)
+    form = pack_options(part_of(runs[0].serving.tree()).data) if runs else {}
+    meta = peek(data_set, **form)
+    real = meta or data_set
     chosen = selection.choose(job.metrics, real, job.split)
     for note in (*selection.omitted(job.metrics, real, job.split), *not_in_forecast(job, chosen)):
         out.info(f"note: {note}")
@@ -221,14 +221,14 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     drawers = {run.path: drawer for run in runs if (drawer := forecast.drawer_of_run(run, plan))}
     costs = forecast.drawn([*drawers.values()], kinds_of(job), partial(forecast.measured, say=out.info))
     cost_of = dict(zip(drawers, costs, strict=True))
-    most = most_likelihoods(job)
+    most = most_likelihoods(job, data_set)
     likelihoods = sum(
         cost_of[run.path].of_likelihoods(most, drawers[run.path].part.ood.budget)
         for run in runs
         if run.path in cost_of
     )
     judged = forecast.STARTING_UP + forecast.judging(job.n, plan.gpus) * (len(runs) + images)
-    untrained = networks.TRAINING * len(networks.untrained(chosen, locate(job.data), meta))
+    untrained = networks.TRAINING * len(networks.untrained(chosen, data_set, meta))
     sets = f"{counted(images, 'set')} of images, " if images else ""
     times = ((likelihoods, "of test likelihoods"), (untrained, forecast.JUDGES_TRAINED))
     more = [f"about {about(seconds)} {what}" for seconds, what in times if seconds]
@@ -256,9 +256,9 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def most_likelihoods(job: BenchJob) -> int:
+def most_likelihoods(job: BenchJob, data_set: DataSet) -> int:
     """The most test images whose likelihood is computed. The set need not be packed."""
-    most, counts = job.likelihoods or MOST, counts_of(locate(job.data))
+    most, counts = job.likelihoods or MOST, counts_of(data_set)
     return min(most, counts["test"]) if counts else most
 
 
@@ -505,7 +505,7 @@ def costs_of(league: League) -> list[dict[str, Any]]:
     from gzcli.league.league import is_judged
 
     terms, rows = league.terms, []
-    likelihoods = most_likelihoods(terms.job)
+    likelihoods = most_likelihoods(terms.job, locate(terms.data))
     unjudged = {entry.key: entry for entry in league.entries if not is_judged(entry.run(), terms)}
     drawers = [forecast.Drawer.of(entry.request.recipe, entry.plan) for entry in unjudged.values()]
     costs = forecast.drawn(drawers, kinds_of(terms.job), partial(forecast.measured, say=out.info))

@@ -19,11 +19,13 @@ def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
 
     The HTML page is self-contained. LaTeX contains the table to cite.
     """
+    from gzcli.report.results import read
     from gzcli.report.write import check_columns, write
 
+    results = read(folder)
     if columns:
-        check_columns(folder, split(columns))
-    paths = write(folder, to, split(columns))
+        check_columns(results, split(columns))
+    paths = write(results, to, split(columns))
     page = Path(paths["html"])
     out.text(str(page))
     look = (f"python -m webbrowser {quoted(page)}", "open the page in a browser")
@@ -47,9 +49,10 @@ def with_report(
     """The result of a verb. With `--report DIR`, writes the report and adds its paths."""
     if not to:
         return dict(result)
+    from gzcli.report.results import read
     from gzcli.report.write import write
 
-    paths = write(folder, to, split(columns))
+    paths = write(read(folder), to, split(columns))
     out.info(f"report: {paths['html']}")
     return {**result, "report": paths}
 

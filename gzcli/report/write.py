@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from gzcli.core.errors import UsageError
 from gzcli.report import bench, cited, ood
 from gzcli.report.document import Chart, Document, Dots, Picture
-from gzcli.report.results import ANEW, Results, read, rows_of
+from gzcli.report.results import ANEW, Results, rows_of
 from gzcli.store import claims, files
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
@@ -65,21 +65,19 @@ def check(folder: Path) -> None:
         claims.check_empty(folder)
 
 
-def check_columns(place: Path, columns: Sequence[str]) -> None:
-    """Raises UsageError for columns that the results in a folder lack."""
-    results = read(place)
+def check_columns(results: Results, columns: Sequence[str]) -> None:
+    """Raises UsageError for columns that the results lack."""
     if results.verb == "ood":
         raise UsageError("`--columns` chooses metrics of `gz bench`, but these are results of `gz ood`")
     with files.reading(results.file, ANEW):
         cited.check(columns, cited.figures_of(rows_of(results.result)))
 
 
-def write(place: Path, folder: Path | None = None, columns: Sequence[str] = ()) -> dict[str, str]:
-    """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and `latex`.
+def write(results: Results, folder: Path | None = None, columns: Sequence[str] = ()) -> dict[str, str]:
+    """Writes the report of results. Returns the paths of its `html`, `markdown` and `latex`.
 
     columns: columns of the table to cite; empty: the usual ones.
     """
-    results = read(place)
     folder = (folder or results.folder / "report").absolute()
     check(folder)
     report = document(results, columns)

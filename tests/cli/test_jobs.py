@@ -127,7 +127,7 @@ def test_a_dry_run_names_metrics_with_too_few_images(call, home, tmp_path):
         for more in ((*words, "--dry-run"), (*words, "--submit", "slurm"), (*league, "--submit", "slurm")):
             code, _, shown = call(*more, "--metrics", "prc_lenet")
             assert code == 2 and least in " ".join(shown.split())
-        assert most_likelihoods(BenchJob((), str(few), likelihoods=20_000)) == 6
+        assert most_likelihoods(BenchJob((), "", likelihoods=20_000), locate(few)) == 6
         assert (peek(few) is not None) == packed
         assert open_pack(few).meta.counts["test"] == 6
 

@@ -201,6 +201,14 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     assert code == 2 and "no column `fdd`" in stderr and "`fd`" in stderr
 
 
+def test_a_report_with_columns_reads_its_results_once(call, tmp_path, monkeypatch):
+    files.write_json(tmp_path / "league" / "league.json", league_json())
+    paths, read_object = [], files.read_object
+    monkeypatch.setattr(files, "read_object", lambda path: (paths.append(path.name), read_object(path))[1])
+    written(call, tmp_path / "league", "--columns", "fd")
+    assert paths.count("league.json") == 1
+
+
 def test_the_table_of_a_league_has_the_errors_and_ties_of_the_table_to_cite():
     made = league_json()
     for row in made["rows"]:
