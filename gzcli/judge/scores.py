@@ -428,7 +428,7 @@ class Scoring:
         fitted = [self._fitted(trained, fitted_on) for trained in models]
         scorer, trial, _ = fitted[0]
         self.background = scorer.background.run.owner.id if scorer.background else None
-        seeds, n = job.seeds or draws(scorer, trial), job.n
+        seeds, n = job.seeds or max(draws(one.scorer, one.trial) for one in fitted), job.n
         if n is None and not job.full:
             n = ranks.agree(afford(fitted, picks, seeds, log))
         self.gap = solver_gap(first, trial) if read(scorer.names, "nll") else None

@@ -212,6 +212,24 @@ def test_held_out_images_are_scored_by_the_rule_of_pictures(trained, tmp_path):
     assert draws[0] != draws[1]
 
 
+def test_an_ensemble_has_the_draws_of_its_noisiest_run(trained, tmp_path, monkeypatch):
+    """In any order of its runs, one of which has a score without noise."""
+
+    class Steady(Pixelwise):
+        def score_noisy(self, x, *, noise):
+            return x.mean((1, 2, 3))
+
+    fake_run(tmp_path, monkeypatch, scores, model=Steady(trained.info, table=trained.model.table), name="b")
+    np.savez(tmp_path / "mine.npz", images=np.asarray(open_pack("digits").images("test")[:5]))
+    results = [
+        judged(tmp_path, tmp_path / "mine.npz", run=first, others=(further,), scores=("noisy",))
+        for first, further in (("model", "b"), ("b", "model"))
+    ]
+    assert [result["seeds"] for result in results] == [4, 4]
+    first, second = (noisy(result["files"]) for result in results)
+    assert first.keys() == second.keys() and all(second[file] == pytest.approx(first[file]) for file in first)
+
+
 def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
     """Where the held-out images suffice; else a note says for which rate they do. Typicality has one tail."""
     images = np.asarray(open_pack("digits").images("test")[:9])
