@@ -192,6 +192,7 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
         "step": trained.step,
         "seconds": round(sum(part.seconds for part in parts), 1),
         "work": round(sum(part.work for part in parts), 1),  # CPU-seconds
+        "clock": owner.clock,
         "command": _command(env.get("command") or []),
         "data": {
             "name": owner.data,

@@ -129,6 +129,8 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         tree, parts = json.loads(texts["recipe"]), bundle.parts(texts)
         trees = {name: json.loads(part["recipe"]) for name, part in parts.items()} or {bundle.MAIN: tree}
         _check(file, texts, trees)
+        card = json.loads(texts.get("card") or "{}")
+        clock = {"clock": str(card["clock"])} if "clock" in card else {}
         if parts:
             bundle.unpack(file, parts, folder)
         else:
@@ -138,8 +140,7 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
             place.recipe_file.write_text(dump(part), encoding="utf-8")
             step = int(parts.get(name, texts)["step"])
             facts = {"model": part["model"]["name"], "data": part["data"]["name"]}
-            files.write_json(place.status_file, {"state": "finished", "step": step, **facts})
-        card = json.loads(texts.get("card") or "{}")
+            files.write_json(place.status_file, {"state": "finished", "step": step, **facts, **clock})
         files.write_json(run.card_file, card)
         if picture := texts.get("preview"):
             run.preview_picture.write_bytes(base64.b64decode(picture))
@@ -149,6 +150,7 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         data = tree["data"]["name"]  # origin from a stranger: only the last part of a path
         facts = {"data": data if is_name(data) else Path(data).stem or "?", "model": model, "size": size}
         facts |= {"state": "finished", "step": int(texts["step"]), "from": source}
+        facts |= {key: float(card[key]) for key in ("seconds", "work") if key in card}
         files.write_json(run.status_file, (files.read_json(run.status_file) or {}) | facts | status)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as e:
         message = f"`{file}` is damaged, or from a later version of gz ({type(e).__name__}: {e})"

@@ -303,7 +303,9 @@ class Run:
     def training_seconds(self) -> float:
         """Seconds of training over all its stages, by its clock."""
         on_cores = self.clock == "cpu"
-        return sum(part.work if on_cores else part.seconds for part in self.stages or [self])
+        # the stages of a run from one file have no record of their own
+        own = self.work if on_cores else self.seconds
+        return sum(part.work if on_cores else part.seconds for part in self.stages) or own
 
     @property
     def training(self) -> dict[str, Any]:

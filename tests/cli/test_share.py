@@ -73,7 +73,7 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def trained(case: Case, *sets: str, alias: str | None = None) -> runs.Run:
     t = trainer(recipe(case, steps=2, sets=sets))
     t.fit()
-    t.run.update(state="finished", alias=alias)
+    t.run.update(state="finished", alias=alias, seconds=9.5, work=4.5, clock="cpu")
     return t.run
 
 
@@ -117,6 +117,9 @@ def test_a_file_draws_as_its_run_on_another_machine(name, request, gz, tmp_path,
     assert str(run.path.parents[2]) not in json.dumps(metadata(file)), "no path of the machine it was made on"
     card = json.loads(metadata(file)["card"])
     assert card["model"] == run.model and card["data"]["licence"] and card["data"]["name"] == "digits"
+    known, took = runs.Run(loaded.path).training, run.training
+    assert known["train_steps"] == took["train_steps"] and took["train_seconds"] > 0
+    assert known["train_seconds"] == pytest.approx(took["train_seconds"], abs=0.1)
     assert Image.open(loaded.path / "preview.png").size[0] >= 64
     assert gz("sample", str(file), "-n", "2", "--out", str(tmp_path / "o"))[0] == 0
 
