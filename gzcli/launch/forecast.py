@@ -52,7 +52,8 @@ PAUSING: tuple[str, ...] = ("log_every", "sample_every", "samples", "eval_every"
 PAUSING += ("checkpoint_every", "keep", "best")
 STARTING = ("init", "parent")
 
-JUDGED = 7e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
+JUDGED = 5.4e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
+INTERVALS = 600  # images that take as long to compare as the part of an evaluation that is independent of n
 CHECKED = 5e-2  # seconds to fit a method without training to an image, or to check one, on such a core
 STARTING_UP = 10.0  # seconds of a call besides its images, such as for loading torch in each process
 JUDGES_TRAINED = "to train judge networks of the data set"
@@ -436,13 +437,13 @@ def measure_rows(drawers: Sequence[Drawer], rows: Sequence[dict[str, Any]], meas
 def judging(n: int, gpus: int) -> float:
     """The seconds to compare n images of a contestant with real ones, without likelihoods. They come from the
     last bench on this machine, otherwise from a core of 90 GFLOP/s."""
-    return n * noted("judged", gpus, JUDGED)
+    return (n + INTERVALS) * noted("judged", gpus, JUDGED)
 
 
 def note_judging(result: Mapping[str, Any], gpus: int) -> None:
     """Stores the values that `judging` needs from the result of a bench."""
     each = [
-        (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / row["n"]
+        (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / (row["n"] + INTERVALS)
         for row in result["rows"]
         if row.get("seconds") and row["metrics"].get("samples_per_s") and "likelihood" not in row
     ]

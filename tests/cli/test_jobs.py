@@ -71,7 +71,7 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
     files.write_json(folder / "result.json", {"rows": [row]})
     code, shown, _ = call("bench", "here", "here", "--data", "digits", "-n", "300", "--dry-run")
     assert code == 0 and shown.count("300 images, about 6 seconds, 30 calls per image\n") == 2
-    assert shown.endswith("\nthen about 14 seconds of evaluation\ntotal: about 26 seconds\n"), "with torch"
+    assert shown.endswith("\nthen about 20 seconds of evaluation\ntotal: about 32 seconds\n"), "with torch"
     words = ("bench", "here", "--data", "digits", "--metrics", "fd,worth,fid", "--dry-run")
     _, shown, said = call(*words)
     assert "note: the time of `worth`, `fid` is not included\n" in said and "worth" not in shown

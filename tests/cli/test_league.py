@@ -281,8 +281,9 @@ def test_a_plan_times_the_images_of_each_model_once(call, home, trained, judged,
     rows = json.loads(call(*words)[1])["rows"]
     assert [len(job.parts) for job in jobs] == [2] and len(rows) == 4
     assert {row["draws"] for row in jobs[0].parts} == {("samples", "exact", "bound")}
-    # 11 times the likelihood of each of the 355 test images, and features of 500 samples
-    expected = {"sample_seconds": 5.0, "judge_seconds": 11 * 355 * 0.002 + 500 * 0.001 + forecast.STARTING_UP}
+    # 11 times the likelihood of each of the 355 test images, features of 500 samples, and intervals
+    seconds = 11 * 355 * 0.002 + (500 + 600) * 0.001 + forecast.STARTING_UP
+    expected = {"sample_seconds": 5.0, "judge_seconds": seconds}
     assert [{name: row[name] for name in expected} for row in rows] == [pytest.approx(expected)] * 4
     assert json.loads(call(*words)[1])["rows"] == rows and len(jobs) == 1
     # metrics without a likelihood have no time of one
@@ -304,7 +305,7 @@ def test_a_row_has_the_commit_of_gz_s_own_clone(monkeypatch, tmp_path):
 
 def test_a_bench_says_what_judging_takes_here(home):
     """The seconds of an image by the slowest row, without those of samples and of likelihoods."""
-    assert forecast.judging(500, 0) == 500 * forecast.JUDGED
+    assert forecast.judging(500, 0) == 1100 * forecast.JUDGED
     rows = [
         {"n": 1000, "seconds": 30.0, "metrics": {"samples_per_s": 100.0}},
         {"n": 1000, "seconds": 15.0, "metrics": {"samples_per_s": 100.0}},
@@ -312,9 +313,12 @@ def test_a_bench_says_what_judging_takes_here(home):
         {"n": 1000, "seconds": 90.0, "metrics": {}},
     ]
     forecast.note_judging({"rows": rows[2:]}, 0)
-    assert forecast.judging(500, 0) == 500 * forecast.JUDGED
+    assert forecast.judging(500, 0) == 1100 * forecast.JUDGED
     forecast.note_judging({"rows": rows}, 0)
-    assert forecast.judging(500, 0) == pytest.approx(500 * 0.02)
+    assert forecast.judging(1000, 0) == pytest.approx(20.0)
+    # measured: 13.1 s for 60 images, 24.9 s for 600
+    forecast.note_judging({"rows": [{"n": 60, "seconds": 13.1, "metrics": {"samples_per_s": 500.0}}]}, 0)
+    assert forecast.judging(600, 0) == pytest.approx(24.9, rel=0.1)
 
 
 def test_a_likelihood_takes_what_its_budget_allows():
