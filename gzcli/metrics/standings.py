@@ -241,10 +241,12 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
         late = bool(budget and seconds and seconds > LATE * budget)
         if metric in excesses and not late:
             of_metric[model] = excesses[metric]
+        title = title_of([row["title"] for row in complete if row.get("title")]) or model
+        is_taken = any(row["title"] == title for row in summaries)  # two recipes of a model
         summaries.append(
             {
                 "model": model,
-                "title": title_of([row["title"] for row in complete if row.get("title")]) or model,
+                "title": f"{title} ({model})" if is_taken else title,
                 "seeds": len(complete),
                 "failed": len(of_model) - len(complete),
                 "late": late,

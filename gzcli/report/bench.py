@@ -21,7 +21,6 @@ GRID, COLUMNS = 32, 8  # samples shown for a model, and in a row
 DOTTED = 9  # most metrics in charts
 # keys of a row that are not costs
 NOT_COSTS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
-# (key of a row, name of the axis) of each curve
 # keys of a standing before its metrics
 FIRST = ("seeds", "failed", "n")
 

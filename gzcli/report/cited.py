@@ -103,11 +103,8 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
         return {name: names[name] for name in sorted(names, key=first)}
     groups: dict[str, Sequence[Row]] = {}
     for entry in summary:
-        title, model = str(entry.get("title") or entry.get("model")), entry.get("model")
-        # two recipes of a model have the same title
-        title = f"{title} ({model})" if title in groups or title + MARK in groups else title
-        title += MARK if entry.get("late") else ""
-        groups[title] = [row for row in rows if row.get("model") == model]
+        title = str(entry.get("title") or entry.get("model")) + (MARK if entry.get("late") else "")
+        groups[title] = [row for row in rows if row.get("model") == entry.get("model")]
     return groups
 
 

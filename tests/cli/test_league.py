@@ -193,6 +193,17 @@ def test_rows_without_a_place_are_last_and_in_order():
     assert details == ["heun", "2.0", "x; y", ""]
 
 
+def test_two_recipes_of_a_model_have_distinct_titles():
+    """Both are named among the first models."""
+    rows = [
+        {"model": model, "title": "vae", "seed": 0, "metrics": {"fd": fd}, "excess": {"fd": [fd, 0, 2 * fd]}}
+        for model, fd in (("vae", 1.0), ("vae-wide", 1.5))
+    ]
+    summary = standings.summary(rows, "fd")
+    assert [row["title"] for row in summary] == ["vae", "vae (vae-wide)"]
+    assert standings.first_of({row["title"]: row["place"] for row in summary}) == ["vae", "vae (vae-wide)"]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_has_no_rank_and_moves_none(value):
     """As a metric alone, as an excess, as an end of its interval, or of one seed of two."""

@@ -174,11 +174,6 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     assert [cell.text for cell in cited.table(league_json(), ("params",)).columns[1].cells] == ["100K"] * 3
     rotated = json.loads(json.dumps(league_json()).replace('"fd"', '"fd_rot"'))
     assert cited.table(rotated).columns[1].name == "fd_rot", "the metric that ranks it"
-    twins = league_json()
-    for row in twins["summary"]:
-        row["title"] = "vae"
-    names = [cell.text for cell in cited.table(twins, ("fd",)).columns[0].cells]
-    assert names == ["vae", "vae (b)", "vae (c)"], "recipes of one model"
     late = league_json()
     late["summary"][0]["late"] = True
     table = cited.table(late, ("fd",))
