@@ -211,8 +211,8 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob, data_set: Da
     from gzcli.cli.plan import Drawing, show_drawing
     from gzcli.launch import forecast, launcher
 
-    form = pack_options(part_of(runs[0].serving.tree()).data) if runs else {}
-    meta = peek(data_set, **form)
+    form = pack_options(part_of(runs[0].serving.tree()).data) if runs else None
+    meta = peek(data_set, **form) if form else peek(data_set)
     real = meta or data_set
     chosen = selection.choose(job.metrics, real, job.split)
     for note in (*selection.omitted(job.metrics, real, job.split), *not_in_forecast(job, chosen)):
