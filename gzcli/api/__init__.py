@@ -48,8 +48,9 @@ from gzcli.launch.plan import ask, prepare
 from gzcli.metrics import features as judges
 from gzcli.metrics import pretrained, second
 from gzcli.models.base import Model, flat_defaults, group_options
-from gzcli.models.catalog import card_of
+from gzcli.models.catalog import Param, card_of
 from gzcli.models.nn import full_fp32, spread_labels
+from gzcli.recipe.schema import Rule, check_value, score_options
 from gzcli.store import files
 from gzcli.store.jobs import AlarmJob
 from gzcli.store.metrics import metric_lines, summaries
@@ -275,10 +276,12 @@ class LoadedRun:
           None if the sampler does not show intermediate states.
         options: keywords of the model's `sample`, such as `steps=20`. They override the recipe's.
 
-        Raises UsageError for an unknown option, and for labels if the model is unconditional. Raises
-        DivergedError if no image is finite. If only some are finite, the others are black and a warning is
-        shown.
+        Raises UsageError for a negative n, for an unknown option or a value that it cannot have, and for
+        labels if the model is unconditional. Raises DivergedError if no image is finite. If only some are
+        finite, the others are black and a warning is shown.
         """
+        if n < 0:
+            raise UsageError(f"`n` must be 0 or more, not `{n}`")
         if labels is not None and not self.model.conditional:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
         y = None if labels is None else self._labels(labels, n)
@@ -379,7 +382,8 @@ class LoadedRun:
         Raises UsageError if the model does not have the score or the option.
         """
         (score,) = choose(self.trained, [name.replace("-", "_")])
-        scorer = Scorer(self.trained, [score], options=options, seed=seed)
+        rules = score_options(card_of(self.trained.run, self.trained.part.model))
+        scorer = Scorer(self.trained, [score], options=_checked(options, rules), seed=seed)
         if scorer.unused:
             raise UsageError(f"the score `{score}` has no option `{scorer.unused[0]}`")
         if scorer.is_fitted():
@@ -494,14 +498,17 @@ class LoadedRun:
     # ------------------------------------------------------------------------------------------ helpers
 
     def _options(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options under their current names. Raises UsageError for an unknown option."""
+        """The options under their current names. Raises UsageError for an unknown option, and for a value
+        outside its range."""
         params = flat_defaults(getattr(self.model, method))
         values = {renamed(name, params, "sample", "do"): value for name, value in options.items()}
         if strange := [name for name in values if name not in params]:
             takes = [*params, "seed", "labels"] if method == "sample" else list(params)
             hint = did_you_mean(strange[0], takes) or f"options: {', '.join(takes) or 'none'}"
             raise UsageError(f"`{method}` of `{self.trained.name}` has no option `{strange[0]}`", hint=hint)
-        return values
+        card = card_of(self.trained.run, self.trained.part.model)
+        own = card.sample if method == "sample" else card.do.get(method, {})
+        return _checked(values, score_options(card) | own)
 
     def _labels(self, labels: Labels, n: int) -> Tensor:
         """The m labels, repeated to n of them: int64 [n], or float [n, K]."""
@@ -542,3 +549,9 @@ class LoadedRun:
             positions = torch.arange(index.start, index.stop, device=device)
             noise = ImageNoise(seed, index, device)
             yield Batch(self._pixels(images, index, seed), None, positions, noise)
+
+
+def _checked(options: Mapping[str, Any], rules: Mapping[str, Param | Rule]) -> dict[str, Any]:
+    """The options, checked as on the command line. Raises UsageError for a value outside the range."""
+    plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in options.items()}
+    return {name: check_value(v, rules[name], name) if name in rules else v for name, v in plain.items()}

@@ -65,8 +65,12 @@ def test_a_run_is_what_was_asked_for(run):
     for call, message in (
         (lambda: run.sample(2, stepz=3), "has no option `stepz`"),
         (lambda: run.sample(2, labels=[1]), "labels"),
+        (lambda: run.sample(-1), "`n` must be 0 or more, not `-1`"),
+        (lambda: run.sample(2, temperature=-1), "`temperature` must be 0 or more, not `-1`"),
         (lambda: run.score(images, "nonsense"), "no score `nonsense`"),
         (lambda: run.score(images, "recon", stepz=3), "has no option `stepz`"),
+        (lambda: run.score(images, "iwae", k=0), "`k` must be 1 … 1,000,000, not `0`"),
+        (lambda: run.log_prob(images, k=2.5), "`k` must be an integer, not `2.5`"),
         (lambda: run.log_prob(images[:, :, :8]), "images must be uint8"),
         (lambda: run.log_prob(images / 255.0), "images must be uint8"),
         (lambda: run.do("inpaint", images), "does not inpaint"),

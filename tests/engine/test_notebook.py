@@ -142,6 +142,7 @@ def images_and_labels(run, tmp_path):
 
 def labels_that_are_names(run, tmp_path):
     assert gzcli.open_data((X, [NAMES[y] for y in Y])).classes == NAMES
+    assert gzcli.open_data((X, pytest.importorskip("pandas").Series(np.array(NAMES)[Y]))).classes == NAMES
     many = gzcli.open_data((X, np.eye(3, dtype=np.int64)[Y]))
     assert many.meta.multilabel and many.labels("train").shape[1] == 3
 
@@ -198,6 +199,8 @@ def what_is_no_image(run, tmp_path):
         (X.astype(complex), "complex"),
         ((X, Y[:5]), "labels of type int64 and shape (5,) for 90 images"),
         ((X, Y - 1), "label below 0"),
+        ((X, [None] * N), "item 0 of `data` has no label"),
+        ((X, [*NAMES * 29, "ant", "bee", float("nan")]), "item 89 of `data` has no label"),
         ({"pixels": X}, "its keys are pixels"),
         ({"test": X}, "no split `train`"),
         ([], "no images"),
@@ -356,6 +359,14 @@ def test_a_step_works(step, run, tmp_path):
 
 def test_a_history_without_pandas_is_a_list(run, tmp_path, monkeypatch):
     its_history_without_pandas(run, tmp_path, monkeypatch)
+
+
+def test_a_path_is_never_the_name_of_a_set(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("digits").mkdir()
+    for i in range(9):
+        Image.fromarray(images(8, 8, 3, seed=i)).save(f"digits/{i}.png")
+    assert gzcli.open_data(Path("digits")).shape == (3, 8, 8)
 
 
 def test_verbs_that_compare_take_arrays(run, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import sys
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,13 +43,16 @@ class Images(NamedTuple):
 
 
 def reference_of(data: Any) -> Any:
-    """The form in which verbs accept a data set. Names, paths and None are unchanged, and a `Data` becomes
-    its name. Anything else becomes the path of a file in the cache.
+    """The form in which verbs accept a data set. Texts and None are unchanged. A `Path` becomes absolute, so
+    that it is never the name of a set. A `Data` becomes its name, and anything else the path of a file in the
+    cache.
 
     Raises UsageError for an object that does not contain images.
     """
-    if data is None or isinstance(data, str | Path):
+    if data is None or isinstance(data, str):
         return data
+    if isinstance(data, Path):
+        return data.expanduser().absolute()
     if hasattr(data, "meta") and hasattr(data, "folder"):  # a `Data`
         return data.reference
     return stored(data)
@@ -109,6 +113,7 @@ def _images_of(data: Any) -> Images:
 
 
 def _labelled(images: Images, labels: Any, classes: Sequence[str] = ()) -> Images:
+    _check_labels(labels)
     y = np.asarray(labels if not _is_tensor(labels) else labels.detach().cpu().numpy())
     n = len(images.pixels)
     if y.ndim == 2 and y.shape[1] == 1:
@@ -121,6 +126,15 @@ def _labelled(images: Images, labels: Any, classes: Sequence[str] = ()) -> Image
     if y.dtype.kind in "iu" and y.size and y.min() < 0:
         raise UsageError("`data` has a label below 0", hint="labels must be integers from 0, or strings")
     return images._replace(labels=y, classes=tuple(map(str, classes)))
+
+
+def _check_labels(labels: Any) -> None:
+    """Raises UsageError for a label that is None or NaN, which numpy would read as a class of that name."""
+    if isinstance(labels, list | tuple) or getattr(labels, "dtype", None) == np.object_:
+        for i, label in enumerate(labels):
+            if label is None or (isinstance(label, float) and math.isnan(label)):
+                hint = "label every image, or pass the images without labels"
+                raise UsageError(f"item {i} of `data` has no label", hint=hint)
 
 
 def _of_items(data: Any) -> Images:
@@ -150,8 +164,7 @@ def _of_items(data: Any) -> Images:
     images = _stacked(pixels)
     if not pixels or all(label is None for label in labels):
         return images
-    if (lacking := next((i for i, label in enumerate(labels) if label is None), None)) is not None:
-        raise UsageError(f"item {lacking} of `data` has no label, but others have one")
+    _check_labels(labels)
     y = np.stack([np.asarray(label) for label in labels]) if _is_array(labels[0]) else np.asarray(labels)
     classes: Any = getattr(data, "classes", ())
     numbered = isinstance(classes, list | tuple) and y.ndim == 1 and y.dtype.kind in "iu"
@@ -339,7 +352,9 @@ def _is_map(data: Any) -> bool:
 
 
 def _is_labels(data: Any) -> bool:
-    return _is_array(data) or (isinstance(data, list | tuple) and not any(map(_is_array, data[:1])))
+    """Whether it is a list or a tuple of labels, an array, or a column of pandas."""
+    listed = isinstance(data, list | tuple) and not any(map(_is_array, data[:1]))
+    return listed or hasattr(data, "__array__")
 
 
 def _as_numpy(data: Any) -> np.ndarray:
