@@ -225,7 +225,8 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
     budget: seconds of training for each model. A model that took over `LATE` times as long, on average over
       its seeds, has no place.
     """
-    summaries, of_metric = [], {}
+    summaries: list[dict[str, Any]] = []
+    of_metric = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
         complete = [row for row in of_model if row["metrics"]]
