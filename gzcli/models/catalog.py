@@ -13,8 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, wraps
-from glob import escape
+from functools import cache, cached_property, wraps
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -256,7 +255,7 @@ class Class:
     def is_model(self) -> bool:
         return self.node.name == "Model" and self.path == ROOT / "base.py"
 
-    @property
+    @cached_property
     def methods(self) -> dict[str, ast.FunctionDef]:
         """Methods by name; none for `Model` itself, whose methods are the protocol and no capability."""
         return {} if self.is_model else {m.name: m for m in self.node.body if isinstance(m, ast.FunctionDef)}
@@ -337,7 +336,7 @@ class Param:
         """The names in its type."""
         return set(re.findall(r"\w+", self.annotation))
 
-    @property
+    @cached_property
     def range(self) -> str | None:
         """The range of its numbers, in the form of `gzcli.recipe.schema`; None: unbounded or not a number."""
         if "int" in self.words:
@@ -533,7 +532,8 @@ class ModelCard:
 
 def cards() -> dict[str, ModelCard]:
     """Every model by name: the zoo, ordered by family and name, then models from outside the package."""
-    zoo = [card for path in _zoo() if (first := read_card(path)) for card in (first, *variants_of(first))]
+    firsts = filter(None, map(read_card, zoo_files(ROOT)))
+    zoo = [card for first in firsts for card in (first, *variants_of(first))]
     by_name = {card.name: card for card in sorted(zoo, key=lambda card: (card.family, card.name))}
     for path in model_files.model_files().values():
         if card := read_card(path):
@@ -545,7 +545,7 @@ def families() -> dict[str, str]:
     """The family of every model by name, in the order of `cards`. The files of gz are searched and not
     parsed, which takes a twentieth of the time."""
     zoo: list[tuple[str, str]] = []
-    for path in _zoo():
+    for path in zoo_files(ROOT):
         if model_files.names_paper(text := text_of(path)):
             zoo += [(path.parent.name, name) for name in (path.stem, *_variants_in(text))]
     family_of = {name: family for family, name in sorted(zoo)}
@@ -560,7 +560,8 @@ def card(name: str) -> ModelCard:
     A file given by its path comes first, then the zoo, then other files outside the package. Raises
     UsageError with the closest name if there is no such model.
     """
-    for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
+    same_name = (path for path in zoo_files(ROOT) if path.stem == canonical(name))
+    for path in (model_files.typed(name), *same_name):
         if path and (card := read_card(path)):
             return card
     if variant := _variant(name):
@@ -574,7 +575,7 @@ def card(name: str) -> ModelCard:
 
 def _variant(name: str) -> ModelCard | None:
     """The card of a variant: a model of the zoo that is another one with other defaults."""
-    firsts = (read_card(path) for path in _zoo() if canonical(name) in _variants_in(text_of(path)))
+    firsts = (read_card(path) for path in zoo_files(ROOT) if canonical(name) in variant_names(path))
     variants = (variant for first in firsts if first for variant in variants_of(first))
     return next((variant for variant in variants if variant.name == canonical(name)), None)
 
@@ -583,6 +584,12 @@ def _variants_in(text: str) -> list[str]:
     """The names of the variants in the source text of a model."""
     table = _VARIANTS.search(text)
     return list(ast.literal_eval(table[1])) if table else []
+
+
+@cached_by_file
+def variant_names(path: Path) -> list[str]:
+    """The names of the variants in the file of a model."""
+    return _variants_in(text_of(path))
 
 
 def card_of(run: Run, name: str) -> ModelCard:
@@ -608,10 +615,11 @@ def model_count(trained: int, staged: int) -> str:
     return f"{trained} model{'' if trained == 1 else 's'}{stages if staged else ''}"
 
 
-def _zoo(stem: str = "*") -> list[Path]:
-    """The files of the package that may contain a model; `stem` is a pattern of their names without `.py`."""
-    files = ROOT.glob(f"*/{stem}.py")
-    return sorted(path for path in files if path.parent.name != "nn" and path.stem != "__init__")
+@cache
+def zoo_files(root: Path) -> tuple[Path, ...]:
+    """The files of the package that may contain a model."""
+    files = root.glob("*/*.py")
+    return tuple(sorted(path for path in files if path.parent.name != "nn" and path.stem != "__init__"))
 
 
 # ---------------------------------------------------------------------------- facts of a card
@@ -635,8 +643,11 @@ def phases(model: ModelCard) -> tuple[str, ...] | None:
     """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`; None if the names
     are not literals, because then only the trainer can determine them."""
     method = next((cls.methods["phases"] for cls in model.lineage if "phases" in cls.methods), None)
-    if method is None:
-        return ("main",)
+    return _phases_in(method) if method else ("main",)
+
+
+@cache
+def _phases_in(method: ast.FunctionDef) -> tuple[str, ...] | None:
     names: list[object] = []
     for node in ast.walk(method):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Phase":

@@ -182,8 +182,9 @@ def _resolve(
         card = _called_after(stages)
         rules = schema.staged(stages)
         layers = [*_fitting(layers, rules, stages)]
-    checked = [_checked(layer, rules, problems) for layer in layers]
-    applied = [layer for layer in checked if layer.applies]
+    # `check` reads the other sections of a shipped recipe
+    read = (layer for layer in layers if layer.applies or layer.source != "shipped")
+    applied = [layer for layer in [_checked(layer, rules, problems) for layer in read] if layer.applies]
     if card is None:
         return None, problems
     cards = stages or {"": card}

@@ -346,6 +346,13 @@ def test_the_data_set_decides_on_for_however_it_is_named(write, shipped):
     assert (tree["train"]["steps"], tree["seed"], tree["model"]["depth"]) == (7, 3, 2)
 
 
+def test_check_reads_the_sections_of_a_shipped_recipe_that_do_not_apply(shipped):
+    shipped("glow.yaml", GLOW.replace("levels: 32", "levles: 32"))
+    assert resolve("glow", data="mnist").tree()["train"]["steps"] == 200
+    (line,) = check(recipes()["glow"])
+    assert line.startswith("recipes/glow.yaml:10:") and "`levles`" in line
+
+
 SCALED = """\
 model: {name: glow, depth: 1}
 train: {steps: 1, batch_size: 64, accumulate: 4}

@@ -29,8 +29,9 @@ DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"), n=1442, steps=100)
 
 def forget() -> None:
     """What has been read of files."""
-    for cached in (catalog.read_card, catalog.model_class, catalog.module_of):
+    for cached in (catalog.read_card, catalog.model_class, catalog.module_of, catalog.variant_names):
         cached.cache.clear()
+    catalog.zoo_files.cache_clear()
 
 
 @pytest.fixture
