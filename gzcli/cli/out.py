@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from gzcli.core import streams
 from gzcli.core.errors import GzError
-from gzcli.core.streams import room, wrapped
+from gzcli.core.streams import in_a_line, room, wrapped
 
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
 ELSEWHERE = "see `--wide` or `--json`"  # the columns that did not fit
@@ -217,7 +217,7 @@ def table_lines(
     wrap: headings of the columns whose texts may take several lines.
     narrow: minimum width of such a text as long as a spare column can be omitted instead.
     """
-    cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]
+    cells = [["-" if cell is None or cell == "" else in_a_line(str(cell)) for cell in row] for row in rows]
     grid = list(zip(columns, *cells, strict=False))
     widths = [max(map(len, column)) for column in grid]
     # the longest word of each column that may be wrapped

@@ -268,11 +268,12 @@ def notes(
         if row["n_out"] < (total := totals[row["out"]]):
             of = f"of the {total:,} images of `{row['out']}`"
             lines.append(f"{row['n_out']:,} {of} were scored; use `--full` to score all")
-    failed = {f"`{row['out']}`" for row in results if row["score"] in PLAIN and row["auroc"] < 0.5}
-    if failed:
+    low = [row for row in results if row["auroc"] < 0.5]
+    simpler = {row["out"] for row in low if row["score"] == "png"}  # their files are smaller
+    if failed := simpler & {row["out"] for row in low if row["score"] in PLAIN}:
         lines.append(
             "likelihood fails on foreign images that are simpler than the training set, here on "
-            f"{', '.join(sorted(failed))}; `complexity` or `ratio` correct for that"
+            f"{', '.join(f'`{out}`' for out in sorted(failed))}; `complexity` or `ratio` correct for that"
         )
     return [*lines, *(line for out in packs for line in beside_baselines(results, out))]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gzcli.core.errors import FLAGGED
 from gzcli.core.units import counted, percent
 from gzcli.metrics.alarms.methods import DEFAULT, METHODS, is_local
 from gzcli.store.jobs import AlarmJob
@@ -128,9 +129,10 @@ def ending(result: Mapping[str, Any], name: str, maps: bool) -> tuple[str | None
         return f"{detected}, AUROC {mean['auroc']:.3f}", better_without(result) or single
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
-        again = f"gz ood {name} --input {shlex.quote(result['input'])}"
-        shown = maps and not result.get("map")
-        more = (f"{again} --map", "show where they are unusual") if shown else (f"{again} --fpr 5%", "")
+        again = f"gz ood {name} --input {shlex.quote(result['input'])}{rate_of(result)}"
+        more = (f"{again} --fail", f"exit with code {FLAGGED} if an image is flagged")
+        if maps and not result.get("map"):
+            more = (f"{again} --map", "show where they are unusual")
         return f"{flagged:,} of {counted(len(result['files']), 'image')} flagged", better_without(
             result
         ) or more
@@ -162,6 +164,9 @@ def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
     words = f"gz ood --in {shlex.quote(result['in'])}"
     if "defects" not in result:
         words += f" --input {shlex.quote(result['input'])}"
-    if result["fpr"] != AlarmJob.fpr:
-        words += f" --fpr {100 * result['fpr']:g}%"
-    return words, "detects at least as many synthetic defects without a model"
+    return words + rate_of(result), "detects at least as many synthetic defects without a model"
+
+
+def rate_of(result: Mapping[str, Any]) -> str:
+    """The words of a command line for the rate of a result; "" for the default."""
+    return "" if result["fpr"] == AlarmJob.fpr else f" --fpr {100 * result['fpr']:g}%"

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import warnings
 from dataclasses import replace
 
@@ -285,11 +286,14 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     many = judged(tmp_path, tmp_path / "some.npz", scores=("nll",))
     assert sorted(row["file"] for row in many["files"]) == ["0", "1", "2"]
     refused("can be decoded", judged, tmp_path, pictures / "broken.png", scores=("nll",), error=MissingError)
-    long = pictures / "test" / f"{'holiday ' * 9}.png"
+    long = pictures / "test" / f"{'holiday ' * 9}\n.png"  # which takes one line of the table
     long.write_bytes((pictures / "test/odd00.png").read_bytes())
     result = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
     lines, said = told_of(capsys, result)
     assert lines[0].split() == ["file", "p", "nll", "far"] and max(map(len, lines)) <= 80
+    place = f"gz ood far --input {shlex.quote(result['input'])} --fpr 10%"
+    for maps, flag in ((True, "--map"), (False, "--fail")):  # at the same rate
+        assert terminal.ending(result, "far", maps)[1][0] == f"{place} {flag}"
     assert len(lines) == 1 + result["flagged"] and any("…" in line and "holiday" in line for line in lines)
     assert f"flagged: {result['flagged']} of 31 images by nll, far, against 375 held-out images" in said
     assert "on average, at most 10 % of images like those of `" in said and "are flagged: 3.1 of 31" in said
