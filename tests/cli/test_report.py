@@ -544,7 +544,7 @@ def test_only_contestants_of_as_many_images_are_compared(call, tmp_path, capsys)
     files.write_json(tmp_path / "bench" / "bench.json", made)
     texts = written(call, tmp_path / "bench")
     best = best_of(texts["report.html"], "Figures")
-    assert sorted(best) == ["1", "20", "52"] and "cannot be distinguished from the best" in texts["report.md"]
+    assert sorted(best) == ["1", "20", "52"] and "Bold: no model is significantly" in texts["report.md"]
     assert "Tied for best by `fd`: a, d." in texts["report.md"]
     (dots,) = [item for item in items_of(tmp_path / "bench") if isinstance(item, Dots)]
     assert (dots.name, dots.title, dots.floor) == ("fd-500", "fd, 500 images", 10.0)
