@@ -270,8 +270,8 @@ def the_loss_is_a_mean(case: Case) -> None:
     }
     for phase in model.phases():
         only(model, phase)
-        copies = ((copy.deepcopy(model), images) for images in (batch, doubled))
-        once, twice = (sum(_value(m, b, phase.name, i) for i in range(4)) / 4 for m, b in copies)
+        pairs = ((copy.deepcopy(model), batch), (model, doubled))
+        once, twice = (sum(_value(m, b, phase.name, i) for i in range(4)) / 4 for m, b in pairs)
         require(
             abs(twice - once) <= abs(twice - 2 * once) or abs(once) < 1e-3,
             f"the loss of phase `{phase.name}` is a sum over the batch, not a mean: {len(batch)} images "
@@ -293,7 +293,7 @@ def the_loss_depends_only_on_the_batch(case: Case) -> None:
             f"the loss of phase `{phase.name}` changes with torch's global generator ({values[0]:.6g}, "
             f"{values[1]:.6g}); draw from `batch.noise`",
         )
-        other_value = _value(copy.deepcopy(model), batch, phase.name, step=1)
+        other_value = _value(model, batch, phase.name, step=1)
         quiet = case.quiet or (model.likelihood == "exact" and model.data.levels is not None)
         idle = f"`batch.noise` has no effect on the loss of phase `{phase.name}`"
         require(other_value != values[0] or quiet, idle)
