@@ -59,6 +59,7 @@ TEXTS = {"README": (ROOT / "README.md").read_text(), **texts()}
 def test_a_page_tells_all_of_a_model_in_eighty_columns():
     assert {path.stem for path in (DOCS / "models").glob("*.md")} == set(ZOO)
     assert {path.stem for path in (DOCS / "pages").glob("*.md")} == set(ORDER)
+    models = cards()
     for name in ZOO:
         page, words = described(name), written(name)
         assert words and words.limits and words.code, name
@@ -67,7 +68,7 @@ def test_a_page_tells_all_of_a_model_in_eighty_columns():
         text = "\n".join(lines)
         assert page.name == name and name in lines[0]
         assert words.equation.splitlines()[0].split("   ")[0] in text, name
-        for option in cards()[name.replace("-", "_")].params:
+        for option in models[name.replace("-", "_")].params:
             assert f" {option}=" in text, name
 
 
