@@ -133,7 +133,8 @@ def floats_that_are_grey_levels(run, tmp_path):
 
 def images_and_labels(run, tmp_path):
     pack = gzcli.open_data((X, Y))
-    assert pack.classes == ("0", "1", "2")
+    assert pack.classes == ("0", "1", "2") and pack.meta.notes == ()
+    assert gzcli.open_data((X, 2 * Y)).meta.notes == ("no training images: `1`, `3`",)
     number = {x.tobytes(): y for x, y in zip(X, Y, strict=True)}
     for split in ("train", "val", "test"):
         pairs = zip(pack.images(split), pack.labels(split), strict=True)

@@ -172,22 +172,29 @@ def _untested(images: RawImages, plan: Plan) -> list[str]:
     rare = [row for row in few if any(row not in split for split in splits)]
     if not rare:
         return []
-    names = ", ".join(f"`{images.classes[row]}`" for row in rare[:NAMED])
-    more = f" and {len(rare) - NAMED:,} more" if len(rare) > NAMED else ""
-    return [f"too few images for validation and test: {names}{more}"]
+    return [f"too few images for validation and test: {_named(images, rare)}"]
+
+
+def _named(images: RawImages, rows: list[int]) -> str:
+    """The names of the first of these classes, and the number of the others."""
+    names = ", ".join(f"`{images.classes[row]}`" for row in rows[:NAMED])
+    return f"{names} and {len(rows) - NAMED:,} more" if len(rows) > NAMED else names
 
 
 def _uneven(images: RawImages, plan: Plan) -> list[str]:
-    """A note on the smallest class if it has a handful of training images and another has far more."""
+    """Notes on classes without training images, and on the smallest other class if it has a handful of them
+    and another class has far more."""
     labels = _in_plan(images.labels, plan).get("train")
     if labels is None or labels.ndim > 1 or not len(labels):
         return []
     counts = np.bincount(labels, minlength=len(images.classes)).tolist()
-    low, high = min(counts), max(counts)
-    if low >= HANDFUL or high < MANY * max(low, 1):
-        return []
+    empty = [row for row, n in enumerate(counts) if not n]
+    notes = [f"no training images: {_named(images, empty)}"] if empty else []
+    low, high = min(filter(None, counts)), max(counts)
+    if low >= HANDFUL or high < MANY * low:
+        return notes
     small, large = (images.classes[counts.index(n)] for n in (low, high))
-    return [f"`{small}` has {counted(low, 'training image')}, `{large}` has {high:,}"]
+    return [*notes, f"`{small}` has {counted(low, 'training image')}, `{large}` has {high:,}"]
 
 
 def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
