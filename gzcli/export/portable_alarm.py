@@ -39,7 +39,7 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
     if not (1 - 1e-9) / (n + 1) <= fpr <= 0.99:
         sys.exit(print(f"{n} held-out scores allow --fpr {100 / (n + 1):.3g}% to 99%", file=sys.stderr) or 2)
     files, skipped, began = [], [], time.perf_counter()
-    for path in sorted(chosen.pictures.rglob("*.[pPjJ]*[gG]")) or [chosen.pictures]:  # png, jpg, jpeg
+    for path in sorted(chosen.pictures.rglob("[!.]*.[pPjJ]*[gG]")) or [chosen.pictures]:  # png, jpg, jpeg
         try:
             score = graph.run(["score"], {"image": read(path, spec["shape"], spec["fit"])})[0][0][by]
         except (OSError, SyntaxError, ValueError) as e:

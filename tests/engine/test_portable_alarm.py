@@ -130,11 +130,13 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
         modes = {5: "L", 7: "RGBA", 9: "P"}
         picture.convert(modes.get(i % 10, "RGB")).save(folder / f"{i:03}.{'jpg' if i % 10 == 4 else 'png'}")
     (folder / "torn.png").write_bytes((folder / "001.png").read_bytes()[:90])
+    (folder / "._001.png").write_bytes(b"\0\5\26\7")  # as a Mac adds to an archive; no image
     code, result, said = judge(tmp_path / "alarm", folder, "--fpr", "0.05")
     (folder / "torn.png").unlink()
     read = read_pictures(folder, size="20x16", channels=3, limit=None)
     p = alarm.p_values(alarm.score(read))
     assert code == 6 and len(result["files"]) == 100 and "torn.png" in said and "s per image" in said
+    assert "._001.png" not in said
     assert np.abs(np.array([row["p"] for row in result["files"]]) - p).max() < 1e-6
     assert [row["flagged"] for row in result["files"]] == list(p <= 0.05) and 20 < result["flagged"] < 70
     # the rate is an argument; one that the held-out scores are too few for is refused with the least
