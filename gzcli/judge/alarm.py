@@ -399,7 +399,7 @@ def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.
     for kind in ("flagged", "not flagged"):
         rows, every = [], sum(verdict.flagged == (kind == "flagged") for verdict in verdicts)
         shown = listed(verdicts, kind == "flagged")
-        count = f"{len(shown)} of {every:,}" if every > SHOWN else f"{every}"
+        count = f"{every:,}, first {SHOWN}" if every > SHOWN else f"{every}"
         for start in range(0, len(shown), COLUMNS):
             some = shown[start : start + COLUMNS]
             images = pictures.images("test")[np.array([verdict.i for verdict in some])]

@@ -121,7 +121,7 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     assert result["seeds"] == 1 and all("spread" not in row for row in result["files"]), "it has no noise"
     assert min(Image.open(tmp_path / "alarm.png").size) > 100
     (flagged, rest), n = shown[0], result["flagged"]
-    assert flagged[0].name == f"flagged: {n}" and rest[0].name == f"not flagged: 16 of {30 - n}"
+    assert flagged[0].name == f"flagged: {n}" and rest[0].name == f"not flagged: {30 - n}, first 16"
     words = [tuple(words) for block in (flagged, rest) for row in block for words in row.under]
     assert words == [(row["file"], f"p {row['p']:.2g}") for row in result["files"][: n + 16]]
 
