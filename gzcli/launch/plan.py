@@ -611,7 +611,8 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     command-line changes. Also records whether its loss is that of the shipped recipe. A repeated run copies
     these from the earlier run."""
     resolved, earlier = request.recipe, request.earlier
-    steps = {part.stage: None if part.train.minutes else part.train.steps for part in resolved.written.parts}
+    parts = resolved.written().parts
+    steps = {part.stage: None if part.train.minutes else part.train.steps for part in parts}
     # the size of the user's file is ignored: a run at the set's own size is preferred
     sizes = [layer.section("data").get("size") for layer in resolved.layers if layer.source == "shipped"]
     size = next(filter(None, reversed(sizes)), None)

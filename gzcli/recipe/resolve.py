@@ -36,8 +36,8 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ class Resolved(Recipe):
     source: the file.
     dataset: the data set; None if it does not exist yet.
     layers: the written and typed layers that apply.
-    written: the recipe from the files, without the command line.
+    written: returns the recipe from the files, without the command line.
     """
 
     origin: Mapping[str, str]
@@ -108,7 +108,7 @@ class Resolved(Recipe):
     source: Path
     dataset: DataSet | None
     layers: Sequence[Layer]
-    written: Recipe
+    written: Callable[[], Recipe] = field(compare=False)
     choice: Choice
 
     @property
@@ -209,13 +209,10 @@ def _resolve(
         problems += [Problem(label, f"`{key}` is required") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
     problems += _needs(recipe, dataset, choice.facts)
-    written = recipe
-    if not problems:
-        of_files = [layer for layer in applied if layer.source != "typed"]
-        written = recipe_of(_composed(of_files, rules, cards, reused)[0])
+    of_files = [layer for layer in applied if layer.source != "typed"]
     about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "source": chain[-1].path}
-    about |= {"dataset": dataset, "layers": applied, "written": written, "choice": choice}
-    return Resolved(**vars(recipe), **about), problems
+    about |= {"written": lambda: recipe_of(_composed(of_files, rules, cards, reused)[0])}
+    return Resolved(**vars(recipe), **about, dataset=dataset, layers=applied, choice=choice), problems
 
 
 def _of_import(dataset: DataSet | None) -> Iterator[Layer]:
