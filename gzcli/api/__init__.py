@@ -508,7 +508,7 @@ class LoadedRun:
             raise UsageError(f"`{method}` of `{self.trained.name}` has no option `{strange[0]}`", hint=hint)
         card = card_of(self.trained.run, self.trained.part.model)
         own = card.sample if method == "sample" else card.do.get(method, {})
-        return _checked(values, score_options(card) | own)
+        return _checked(values, {**score_options(card), **own})
 
     def _labels(self, labels: Labels, n: int) -> Tensor:
         """The m labels, repeated to n of them: int64 [n], or float [n, K]."""
