@@ -8,6 +8,7 @@ the index of the image. An argument `data` is the name or path of a data set, a 
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import os
 import warnings
@@ -415,8 +416,9 @@ class LoadedRun:
         progress: called as in `sample`.
         options: keywords of the application.
 
-        Raises UsageError if the model does not have the application, or takes no labels. Raises DivergedError
-        if no output is finite. If only some are finite, the others are black and a warning is shown.
+        Raises UsageError if the model does not have the application, or takes no labels or no mask. Raises
+        DivergedError if no output is finite. If only some are finite, the others are black and a warning is
+        shown.
         """
         method = getattr(self.model, application, None)
         if method is None:
@@ -430,6 +432,8 @@ class LoadedRun:
         targets, present = (None if v is None else self._labels(v, n).to(device) for v in (labels, y))
         keywords |= self.trained.label_keywords(application, targets, present)
         if mask is not None:
+            if "mask" not in inspect.signature(method).parameters:
+                raise UsageError(f"`{application}` of `{self.trained.name}` takes no mask")
             whole = torch.from_numpy(np.asarray(mask, np.float32))[None, None]
             keywords["mask"] = seen_mask(whole, self.trained).expand(len(images), -1, -1, -1)
         noise = ImageNoise(seed, range(len(images)), self.trained.device)

@@ -74,6 +74,7 @@ def test_a_run_is_what_was_asked_for(run):
         (lambda: run.log_prob(images[:, :, :8]), "images must be uint8"),
         (lambda: run.log_prob(images / 255.0), "images must be uint8"),
         (lambda: run.do("inpaint", images), "does not inpaint"),
+        (lambda: run.do("reconstruct", images, mask=images[0, 0]), "takes no mask"),
         (lambda: gzcli.train("vae", steps=3, minutes=1), "cannot be used together"),
         (lambda: gzcli.load("nothing"), "no model or run"),
     ):

@@ -152,6 +152,7 @@ def a_torch_dataset(run, tmp_path):
     data = torch.utils.data.TensorDataset(torch.from_numpy(X)[:, None], torch.from_numpy(Y))
     same(data, X[:, None])
     assert gzcli.open_data(Pairs()).classes == NAMES
+    assert gzcli.open_data(torch.utils.data.Subset(Pairs(), range(N - 1))).classes == NAMES
 
 
 def an_iterable_torch_dataset(run, tmp_path):

@@ -166,7 +166,10 @@ def _of_items(data: Any) -> Images:
         return images
     _check_labels(labels)
     y = np.stack([np.asarray(label) for label in labels]) if _is_array(labels[0]) else np.asarray(labels)
-    classes: Any = getattr(data, "classes", ())
+    whole = data
+    while not hasattr(whole, "classes") and hasattr(whole, "dataset"):  # a torch `Subset`
+        whole = whole.dataset
+    classes: Any = getattr(whole, "classes", ())
     numbered = isinstance(classes, list | tuple) and y.ndim == 1 and y.dtype.kind in "iu"
     return _labelled(images, y, classes if numbered and int(y.max()) < len(classes) else ())
 

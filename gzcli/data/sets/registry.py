@@ -373,7 +373,7 @@ def data_key(what: str | Path) -> str:
     try:
         return locate(what).key
     except MissingError:
-        return OwnSet(Path(what).expanduser().absolute()).key
+        return OwnSet(local(str(what))).key
 
 
 def names() -> list[str]:
@@ -403,7 +403,11 @@ def own_set(name: str, line: dict[str, Any]) -> OwnSet:
 
 
 def local(text: str) -> Path:
-    """The absolute path of a typed path. Raises UsageError for a URL."""
+    """The absolute path of a typed path. It has no `..`, because the path names the set.
+
+    Raises UsageError for a URL.
+    """
     if "://" in text:
         raise UsageError(f"`{text}` is a URL, not a path", hint="download it, then give the path of the file")
-    return Path(text).expanduser().absolute()
+    path = Path(text).expanduser()
+    return path.resolve() if ".." in path.parts else path.absolute()
