@@ -510,6 +510,8 @@ class LoadedRun:
             takes = [*params, "seed", "labels"] if method == "sample" else list(params)
             hint = did_you_mean(strange[0], takes) or f"options: {', '.join(takes) or 'none'}"
             raise UsageError(f"`{method}` of `{self.trained.name}` has no option `{strange[0]}`", hint=hint)
+        if not values:
+            return values
         card = card_of(self.trained.run, self.trained.part.model)
         own = card.sample if method == "sample" else card.do.get(method, {})
         return _checked(values, {**score_options(card), **own})
