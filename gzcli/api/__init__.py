@@ -8,7 +8,6 @@ the index of the image. An argument `data` is the name or path of a data set, a 
 from __future__ import annotations
 
 import base64
-import inspect
 import json
 import os
 import warnings
@@ -383,8 +382,7 @@ class LoadedRun:
         Raises UsageError if the model does not have the score or the option.
         """
         (score,) = choose(self.trained, [name.replace("-", "_")])
-        rules = score_options(card_of(self.trained.run, self.trained.part.model))
-        scorer = Scorer(self.trained, [score], options=_checked(options, rules), seed=seed)
+        scorer = Scorer(self.trained, [score], options=self._checked("score", options), seed=seed)
         if scorer.unused:
             raise UsageError(f"the score `{score}` has no option `{scorer.unused[0]}`")
         if scorer.is_fitted():
@@ -432,7 +430,7 @@ class LoadedRun:
         targets, present = (None if v is None else self._labels(v, n).to(device) for v in (labels, y))
         keywords |= self.trained.label_keywords(application, targets, present)
         if mask is not None:
-            if "mask" not in inspect.signature(method).parameters:
+            if application not in card_of(self.trained.run, self.trained.part.model).masked:
                 raise UsageError(f"`{application}` of `{self.trained.name}` takes no mask")
             whole = torch.from_numpy(np.asarray(mask, np.float32))[None, None]
             keywords["mask"] = seen_mask(whole, self.trained).expand(len(images), -1, -1, -1)
@@ -510,11 +508,17 @@ class LoadedRun:
             takes = [*params, "seed", "labels"] if method == "sample" else list(params)
             hint = did_you_mean(strange[0], takes) or f"options: {', '.join(takes) or 'none'}"
             raise UsageError(f"`{method}` of `{self.trained.name}` has no option `{strange[0]}`", hint=hint)
-        if not values:
-            return values
+        return self._checked(method, values)
+
+    def _checked(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, checked as on the command line. Raises UsageError for a value outside the range."""
+        if not options:
+            return {}
         card = card_of(self.trained.run, self.trained.part.model)
-        own = card.sample if method == "sample" else card.do.get(method, {})
-        return _checked(values, {**score_options(card), **own})
+        of_method = card.sample if method == "sample" else card.do.get(method, {})
+        rules: dict[str, Param | Rule] = {**score_options(card), **of_method}
+        plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in options.items()}
+        return {name: check_value(v, rules[name], name) if name in rules else v for name, v in plain.items()}
 
     def _labels(self, labels: Labels, n: int) -> Tensor:
         """The m labels, repeated to n of them: int64 [n], or float [n, K]."""
@@ -555,9 +559,3 @@ class LoadedRun:
             positions = torch.arange(index.start, index.stop, device=device)
             noise = ImageNoise(seed, index, device)
             yield Batch(self._pixels(images, index, seed), None, positions, noise)
-
-
-def _checked(options: Mapping[str, Any], rules: Mapping[str, Param | Rule]) -> dict[str, Any]:
-    """The options, checked as on the command line. Raises UsageError for a value outside the range."""
-    plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in options.items()}
-    return {name: check_value(v, rules[name], name) if name in rules else v for name, v in plain.items()}

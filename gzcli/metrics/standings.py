@@ -63,6 +63,15 @@ def value_of(row: Row, metric: str) -> float | None:
     return None if name is None else row["metrics"][name]
 
 
+def interval(ends: Any) -> tuple[float, float] | None:
+    """The two ends of an interval; None if they are unknown."""
+    try:
+        low, high = (float(end) for end in ends)
+    except (TypeError, ValueError):
+        return None
+    return low, high
+
+
 def estimate(row: Row, metric: str) -> Excess | None:
     """A metric with the larger side of its interval, or 0 if that is unknown; None for a row without a
     finite value. Near a bound, such as a proportion of 1, half of the interval would contain the true value
@@ -70,7 +79,7 @@ def estimate(row: Row, metric: str) -> Excess | None:
     if (name := name_of(row, metric)) is None:
         return None
     value = row["metrics"][name]
-    low, high = (row.get("intervals") or {}).get(name) or (value, value)
+    low, high = interval((row.get("intervals") or {}).get(name)) or (value, value)
     return finite(Excess(value, max(value - low, high - value), over_floor=False))
 
 

@@ -10,7 +10,17 @@ from typing import Any
 
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
-from gzcli.metrics.standings import AXES, Excess, base, comparable, excess_from, excess_of, first_of, heading
+from gzcli.metrics.standings import (
+    AXES,
+    Excess,
+    base,
+    comparable,
+    excess_from,
+    excess_of,
+    first_of,
+    heading,
+    interval,
+)
 from gzcli.report import cited
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
@@ -155,7 +165,7 @@ class Figures:
                     continue
                 rows = []
                 for row in group:
-                    low, high = doc.interval((row.get("intervals") or {}).get(name)) or (None, None)
+                    low, high = interval((row.get("intervals") or {}).get(name)) or (None, None)
                     title = titles[id(row)]
                     rows.append(Estimate(title, row["metrics"][name], low, high, title in best))
                 with_number = len(groups) > 1 and n is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
 from gzcli.core.units import count, figure, size
+from gzcli.metrics.standings import interval
 
 Direction = Literal["down", "up"]  # direction of better values of a metric
 
@@ -155,15 +156,6 @@ def cost(key: str, value: Any) -> str:
     if is_number(value) and key in ("params", "peak_memory"):
         return count(value) if key == "params" else size(value)
     return number(value)
-
-
-def interval(ends: Any) -> tuple[float, float] | None:
-    """The two ends of an interval; None if they are unknown."""
-    try:
-        low, high = (float(end) for end in ends)
-    except (TypeError, ValueError):
-        return None
-    return low, high
 
 
 def brackets(ends: Any) -> str:

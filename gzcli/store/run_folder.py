@@ -304,8 +304,8 @@ class Run:
         """Seconds of training over all its stages, by its clock."""
         on_cores = self.clock == "cpu"
         # the stages of a run from one file have no record of their own
-        own = self.work if on_cores else self.seconds
-        return sum(part.work if on_cores else part.seconds for part in self.stages) or own
+        whole = self.work if on_cores else self.seconds
+        return sum(part.work if on_cores else part.seconds for part in self.stages) or whole
 
     @property
     def training(self) -> dict[str, Any]:

@@ -193,6 +193,11 @@ def test_rows_without_a_place_are_last_and_in_order():
     assert details == ["heun", "2.0", "x; y", ""]
 
 
+def test_an_interval_without_ends_is_unknown():
+    row = {"metrics": {"fd": 2.0}, "intervals": {"fd": [None, None]}}
+    assert standings.estimate(row, "fd")[:2] == standings.excess_of(row, "fd")[:2] == (2.0, 0.0)
+
+
 def test_two_recipes_of_a_model_have_distinct_titles():
     """Both are named among the first models."""
     rows = [
