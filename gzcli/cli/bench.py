@@ -86,8 +86,8 @@ _Seeds = Annotated[
 ]
 _CALLS_HELP = "Also compare samplers at N network calls per image. 0: skip."
 _Calls = Annotated[int, _of_league("--calls N", _CALLS_HELP, min=0)]
-_JOBS_HELP = "Number of parallel trainings, each on a core or GPU. With `--submit`, a job array."
-_Jobs = Annotated[int | None, _of_league("--jobs N", _JOBS_HELP, min=1)]
+_JOBS_HELP = "Number of parallel trainings, each on a core or GPU."
+_Jobs = Annotated[int | None, _of_league("--jobs N", f"{_JOBS_HELP} With `--submit`, a job array.", min=1)]
 _Entry = Annotated[str | None, typer.Option("--entry", hidden=True)]  # of a league, which this process is for
 _CURVE_HELP = "Plot quality against sampler steps or training time."
 _Curve = Annotated[str | None, _of_league("--curve steps|time", _CURVE_HELP)]
@@ -643,13 +643,14 @@ def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
 # ---------------------------------------------------------------------------- a race
 
 USUAL_RACE = "20m"
-_RACE_HELP = "Total training time: CPU time on CPUs, wall-clock time on GPUs."
+_RACE_HELP = "Total training time: CPU time on CPUs, wall-clock time on GPUs. Required."
 _RaceBudget = Annotated[str | None, option("--budget 20m|1h", _RACE_HELP)]
 _NEED_HELP = f"Capabilities that the model needs: {', '.join(NEEDS)}."
 _Need = Annotated[str | None, option("--need A[,B…]", _NEED_HELP, complete=NEEDS)]
 _RACED_HELP = "Models to race. Default: a shortlist from the shipped leagues."
 _Raced = Annotated[str | None, option("--models M[,M…]", _RACED_HELP, complete=a_model)]
 _RACE_DATA_HELP = "The data set, or your own images."
+_RaceJobs = Annotated[int | None, option("--jobs N", _JOBS_HELP, min=1)]
 _RaceData = Annotated[str, option("--data NAME|PATH", _RACE_DATA_HELP, complete=a_set)]
 _Dry = Annotated[bool, option("--dry-run", "Print the rounds without training.")]
 
@@ -659,7 +660,7 @@ def which(
     budget: _RaceBudget = None,
     need: _Need = None,
     models: _Raced = None,
-    at_once: _Jobs = None,
+    at_once: _RaceJobs = None,
     seed: opt.SeedOrZero = 0,
     gpus: opt.Gpus = None,
     cpu: opt.Cpu = False,
@@ -668,8 +669,8 @@ def which(
 ) -> None:
     """Find the model that suits a data set, by racing models on it.
 
-    The models train for equal times, and two judges compare their samples with validation images. The better
-    half trains for twice as long, until two are left. Re-running the command resumes a race.
+    The models train for equal times, and gz compares their samples with validation images. The better half
+    trains for twice as long, until two are left. Re-running the command resumes a race.
     """
     from gzcli.cli.plan import start_or_not
     from gzcli.league import which as race
@@ -704,7 +705,7 @@ def in_words(race: Race) -> list[str]:
     """The models and the rounds of a race, in words."""
     rounds = " → ".join(f"{n} × {duration(seconds)}" for n, seconds in race.rounds)
     return [
-        *out.fitted(" ".join(race.models), f"{len(race.models)} models: "),
+        *out.fitted(" ".join(race.models), f"{counted(len(race.models), 'model')}: "),
         f"rounds: {rounds}",
         f"training: about {about(race.budget)}; sampling and evaluation: up to {about(race.evaluation)}",
         f"total: up to {about(race.budget + race.evaluation)}",
@@ -734,7 +735,7 @@ def show_race(outcome: Outcome) -> None:
     """Prints the outcome of a race, and the command that continues the winner's training."""
     race_table(outcome)
     if outcome.ties:
-        out.info(f"the judges do not distinguish {' and '.join(outcome.ties)}")
+        out.info(f"no judge distinguishes {' and '.join(outcome.ties)}")
     if outcome.agreement is not None:
         out.info(f"rank correlation between the first two rounds: {outcome.agreement:.2f}")
     if outcome.order[0] != outcome.favourite:
@@ -745,8 +746,8 @@ def show_race(outcome: Outcome) -> None:
     if outcome.dropped_alike:
         dropped = " and ".join(outcome.dropped_alike)
         out.info(
-            f"the first round may have dropped {dropped} by chance: the judges saw no difference from a "
-            "model that stayed; a larger `--budget` helps"
+            f"the first round may have dropped {dropped} by chance: no judge saw a difference from a model "
+            "that stayed; a larger `--budget` helps"
         )
     winner, steps = outcome.winner, outcome.winner.status()["step"]
     resume = f"gz train {quoted(name_of(winner))} --resume --steps {2 * steps}"

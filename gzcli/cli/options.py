@@ -186,9 +186,9 @@ def parse_precision(text: str | None) -> str | None:
 
 
 def split(text: str | None) -> list[str]:
-    """The items of a comma-separated list: `a, b` as ["a", "b"]; [] for None. Raises UsageError for an empty
-    item."""
-    items = [item for item in map(str.strip, (text or "").split(",")) if item]
+    """The different items of a comma-separated list: `a, b` as ["a", "b"]; [] for None. Raises UsageError for
+    a list without items."""
+    items = [item for item in dict.fromkeys(map(str.strip, (text or "").split(","))) if item]
     if text and not items:
         raise UsageError(f"`{text}` contains no names", hint="separate names with commas, such as `a,b`")
     return items

@@ -252,6 +252,10 @@ def test_a_dry_run_tells_the_rounds(call):
     assert call("which", "--data", "digits", "--budget", "6s", "--models", "vae,cvae", "--dry-run")[0] == 0
     code, _, stderr = call("which", "--data", "digits", "--cpu")
     assert code == 2 and "hint: gz which --data digits --budget 20m" in stderr
+    help = call("which", "--help")[1]
+    assert "Required." in help and "--jobs" in help and "--submit" not in help
+    words = ("which", "--data", "digits", "--budget", "8s", "--dry-run", "--models")
+    assert "1 model: vae\n" in call(*words, "vae,vae")[1] and "2 models: " in call(*words, "vae,cvae,vae")[1]
     assert call("which", "--data", "digits", "--budget", "3m", "--need", "speed")[0] == 2
     assert call("which", "--data", "digits", "--budget", "3m", "--models", "vaee")[0] == 2
 
