@@ -13,6 +13,7 @@ import os  # imported by `site` before this file runs, like `sys`
 import sys
 
 LAUNCHER = "accelerate.commands.launch"
+ENGINE = "gzcli.engine"
 SCRIPT = os.path.abspath(__file__)
 
 
@@ -113,8 +114,9 @@ def main() -> None:
         sys.exit(launch(words))
     import runpy
 
-    # the engine ends the spinner when it has loaded; other ranks, scripts and quiet verbs show none
-    if os.environ.get("GZ_OUTPUT") == "human" and os.environ.get("RANK", "0") == "0":
+    # the engine ends the spinner when it has loaded; other modules, ranks, scripts and quiet verbs show none
+    shown = module == ENGINE and os.environ.get("GZ_OUTPUT") == "human"
+    if shown and os.environ.get("RANK", "0") == "0":
         streams.start_spinner("loading torch")
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

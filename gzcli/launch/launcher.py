@@ -284,7 +284,7 @@ def config(p: Plan) -> str:
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
     """The command line of the engine, with or without accelerate's launcher. It can also be typed by hand."""
-    engine = [start.SCRIPT, "gzcli.engine", str(folder)]
+    engine = [start.SCRIPT, start.ENGINE, str(folder)]
     if not launcher:
         return [sys.executable, *engine]
     options = ["--config_file", str(Run(folder).launch_file_of(p.machine_rank))]

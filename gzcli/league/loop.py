@@ -129,7 +129,7 @@ def play(
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result, errors = dict[str, Any](), list[GzError]()
     for i, since, problem in order:
-        entry, head = entries[i], f"{i + 1}/{len(entries)} {league.name_of(entries[i])}"
+        entry, head = entries[i], f"{len(rows) + 1}/{len(entries)} {league.name_of(entries[i])}"
         try:
             if problem:
                 raise problem

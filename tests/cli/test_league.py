@@ -489,12 +489,13 @@ def test_what_became_of_a_process_is_its_row(call, home, trained, judged, monkey
     monkeypatch.setattr(launcher.start, "SCRIPT", str(tmp_path / "child.py"))
     words = (*WORDS, "--calls", "0", "--jobs", "2", "--json", "--models")
     assert call(*words, "vae", "--entry", "vae:0")[0] == 0 and trained == [("vae", 0, False)]
-    code, shown, said = call(*words, "vae,fm,wgan,dcgan")
+    code, shown, said = call(*words, "dcgan,wgan,fm,vae")
     assert code == 0 and trained[1:] == [("fm", 0, False)], said  # it is not there where a child said so
     rows = {row["model"]: row["metrics"].get("fd") or row["error"] for row in json.loads(shown)["rows"]}
     killed = "the process was killed (SIGKILL), most likely because memory ran out"
     assert rows == {"vae": 90, "fm": 20, "wgan": killed, "dcgan": "no room"}
-    assert f"3/4 wgan: failed: {killed}" in said
+    assert f"/4 wgan: failed: {killed}" in said and "1/4 vae: " in said
+    assert [*dict.fromkeys(re.findall(r"^(.)/4 ", said, re.MULTILINE))] == [*"1234"]
     monkeypatch.setenv("GZ_WAITS", "1")
     code, _, said = call(*words[:-2], "--models", "wgan,dcgan")
     assert code == 143 and "wgan: at step 7" in said and "run the same command to resume" in said

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -119,6 +120,22 @@ def test_a_spinner_waits_on_a_terminal_and_a_line_elsewhere(monkeypatch):
     monkeypatch.setattr(streams, "_shows", False)
     streams.change_spinner("building the model")  # in a process that shows nothing
     assert not streams._spinners
+
+
+@pytest.mark.parametrize(("module", "shown"), [(start.ENGINE, True), ("gzcli.league", False)])
+def test_only_the_engine_shows_that_torch_is_loading(module, shown, monkeypatch):
+    """Nothing ends the spinner of another module, which would turn until the process ends."""
+    texts = []
+    monkeypatch.setenv("GZ_OUTPUT", "human")
+    monkeypatch.setattr(sys, "argv", [start.SCRIPT, module])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    monkeypatch.setattr(runpy, "run_module", lambda *args, **options: None)
+    monkeypatch.setattr(streams, "start_spinner", texts.append)
+    start.main()
+    assert texts == (["loading torch"] if shown else [])
 
 
 def test_a_recipe_starts_no_program(call, tmp_path, monkeypatch):
