@@ -208,9 +208,9 @@ def read(place: Path) -> Results:
         hint = "give the folder that `gz bench` or `gz ood` prints after `files:`"
         raise MissingError(f"there is no folder `{place}`", hint=hint)
     empty = Results(folder / FILES[0], {}, {}, 0.0)
-    job = clean(files.read_object(path)) if empty.may_read(path := Run(folder).job_file) else {}
+    job = clean(files.read_object(path, ANEW)) if empty.may_read(path := Run(folder).job_file) else {}
     for path in filter(empty.may_read, (folder / name for name in FILES)):
-        result = files.read_object(path)
+        result = files.read_object(path, ANEW)
         if not result.keys().isdisjoint(("rows", "results", "files", "defects")):
             check(path, result)
             return Results(path, clean(result), job, path.stat().st_mtime)

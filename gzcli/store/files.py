@@ -173,21 +173,21 @@ def read_text(path: Path) -> str | None:
         raise DamagedError(f"`{path}` cannot be read: {e.strerror}") from e
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, hint: str | None = None) -> Any:
     """The parsed file, or None if it is missing. Raises DamagedError if it is not JSON."""
     if (text := read_text(path)) is None:
         return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:  # truncated, not JSON, or nested too deeply
-        raise DamagedError(f"`{path}` is damaged: it is not JSON ({e})") from e
+        raise DamagedError(f"`{path}` is damaged: it is not JSON ({e})", hint=hint) from e
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, hint: str | None = None) -> dict[str, Any]:
     """The JSON object of a file; empty if the file is missing. Raises DamagedError for any other content."""
-    value = read_json(path)
+    value = read_json(path, hint)
     if not isinstance(value, dict | None):
-        raise DamagedError(f"`{path}` is damaged: it is not a JSON object")
+        raise DamagedError(f"`{path}` is damaged: it is not a JSON object", hint=hint)
     return value or {}
 
 

@@ -487,6 +487,10 @@ def test_a_damaged_result_is_named(call, bench, ood, tmp_path):
         files.write_json(bench / "bench.json", whole | {"rows": rows})
         got, _, stderr = call("report", str(bench), "--out", str(tmp_path / "out"))
         assert got == code and words in stderr and str(bench / "bench.json") in stderr
+    for text in ('{"rows": [', "[]"):
+        (bench / "bench.json").write_text(text)
+        code, _, stderr = call("report", str(bench))
+        assert code == 3 and "is damaged" in stderr and "hint: repeat the command that wrote it" in stderr
 
 
 def test_a_league_has_standings_and_curves(call, home):
