@@ -387,8 +387,7 @@ def write(alarm: Calibrated, shape: Shape, fit: Fit, folder: Path, facts: dict[s
     facts: further entries of `alarm.json`, which the script does not read.
     """
     check(fit)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "alarm.onnx").write_bytes(graph_of(alarm.models, shape).SerializeToString())
+    files.write_atomic(folder / "alarm.onnx", graph_of(alarm.models, shape).SerializeToString())
     table(folder, alarm.fold, alarm.held_out)
     return script(folder, {"shape": list(shape), "fit": fit, "tails": alarm.tails, **facts})
 

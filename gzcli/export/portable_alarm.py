@@ -31,15 +31,15 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
     parser.add_argument("pictures", type=Path, help="a folder, or an image")
     parser.add_argument("--fpr", default="1%", help="share of good images that may be flagged")
     parser.add_argument("--json", action="store_true")
-    chosen, spec = parser.parse_args(), json.loads((here / "alarm.json").read_text())
-    number = chosen.fpr.removesuffix("%")
-    fpr = float(number) / 100 ** (number != chosen.fpr) if number.replace(".", "", 1).isdecimal() else 1.0
+    chosen, spec, files, skipped = parser.parse_args(), json.loads((here / "alarm.json").read_text()), [], []
     model, usual = np.loadtxt(here / "held_out.csv", delimiter=",", skiprows=1, ndmin=2).T
     graph, by, n = onnxruntime.InferenceSession(here / "alarm.onnx"), model.astype(int), len(usual)
+    number, top, began = chosen.fpr.removesuffix("%"), chosen.pictures, time.perf_counter()
+    fpr = float(number) / 100 ** (number != chosen.fpr) if number.replace(".", "", 1).isdecimal() else 1.0
     if not (1 - 1e-9) / (n + 1) <= fpr <= 0.99:
         sys.exit(print(f"{n} held-out scores allow --fpr {100 / (n + 1):.3g}% to 99%", file=sys.stderr) or 2)
-    files, skipped, began = [], [], time.perf_counter()
-    for path in sorted(chosen.pictures.rglob("[!.]*.[pPjJ]*[gG]")) or [chosen.pictures]:  # png, jpg, jpeg
+    visible = (p for p in top.rglob("*.[pPjJ]*[gG]") if "/." not in f"/{p.relative_to(top).as_posix()}")
+    for path in sorted(visible) or [top]:  # png, jpg, jpeg
         try:
             score = graph.run(["score"], {"image": read(path, spec["shape"], spec["fit"])})[0][0][by]
         except (OSError, SyntaxError, ValueError) as e:

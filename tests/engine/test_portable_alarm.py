@@ -1,5 +1,6 @@
 """An alarm that leaves gz: its graph, its table and its script, against gz, without torch and gz at hand."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.judge import alarm as alarm_of_gz
 from gzcli.metrics.alarms import cross, methods
+from gzcli.store import files
 from gzcli.store.jobs import AlarmJob
 
 pytest.importorskip("onnx")
@@ -118,8 +120,8 @@ def test_png_has_no_graph():
 def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch(tmp_path):
     good = parts(60)
     alarm = cross.cross(good, methods.METHODS["pca_local"].fit, folds=4)
-    files = export.write(alarm, good.shape[1:], "crop", tmp_path / "alarm", {"method": "pca_local"})
-    assert sorted(files) == sorted(p.name for p in (tmp_path / "alarm").iterdir())
+    names = export.write(alarm, good.shape[1:], "crop", tmp_path / "alarm", {"method": "pca_local"})
+    assert sorted(names) == sorted(p.name for p in (tmp_path / "alarm").iterdir())
     folder = tmp_path / "today"
     folder.mkdir()
     images = parts(100, seed=2)
@@ -131,12 +133,16 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
         picture.convert(modes.get(i % 10, "RGB")).save(folder / f"{i:03}.{'jpg' if i % 10 == 4 else 'png'}")
     (folder / "torn.png").write_bytes((folder / "001.png").read_bytes()[:90])
     (folder / "._001.png").write_bytes(b"\0\5\26\7")  # as a Mac adds to an archive; no image
+    for hidden in (".cache", "__MACOSX"):
+        (folder / hidden).mkdir()
+    (folder / ".cache" / "a.png").write_bytes((folder / "001.png").read_bytes())
+    (folder / "__MACOSX" / "._a.png").write_bytes(b"\0\5\26\7")
     code, result, said = judge(tmp_path / "alarm", folder, "--fpr", "0.05")
     (folder / "torn.png").unlink()
     read = read_pictures(folder, size="20x16", channels=3, limit=None)
     p = alarm.p_values(alarm.score(read))
     assert code == 6 and len(result["files"]) == 100 and "torn.png" in said and "s per image" in said
-    assert "._001.png" not in said
+    assert "._" not in said
     assert np.abs(np.array([row["p"] for row in result["files"]]) - p).max() < 1e-6
     assert [row["flagged"] for row in result["files"]] == list(p <= 0.05) and 20 < result["flagged"] < 70
     # the rate is an argument; one that the held-out scores are too few for is refused with the least
@@ -153,6 +159,21 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
         code, _, said = judge(tmp_path / "alarm", folder, "--fpr", text)
         assert code == 2 and said == "60 held-out scores allow --fpr 1.64% to 99%\n"
     assert len((tmp_path / "alarm" / "judge.py").read_text().splitlines()) <= 60
+
+
+def test_an_alarm_that_cannot_be_written_leaves_no_part_of_it(tmp_path, monkeypatch):
+    """A full disk: the same command can then run again, because its folder is empty."""
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    alarm = cross.cross(parts(12), methods.METHODS["mean"].fit, folds=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            export.write(alarm, SHAPE, "crop", tmp_path / "alarm", {})
+    assert list((tmp_path / "alarm").iterdir()) == []
+    assert export.write(alarm, SHAPE, "crop", tmp_path / "alarm", {})
 
 
 def test_what_the_script_cannot_do_is_refused(tmp_path):
