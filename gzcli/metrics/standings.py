@@ -39,8 +39,10 @@ def ranking_metric(
 
 
 def base(name: str) -> str:
-    """A metric without the mark of other grey levels: `fd@32` is `fd`."""
-    return name.partition("@")[0]
+    """A metric without the mark of other grey levels: `fd@32` is `fd`. The mark of another size remains."""
+    name, _, marks = name.partition("@")
+    _, slash, size = marks.partition("/")
+    return name + slash + size
 
 
 def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> list[list[Row]]:

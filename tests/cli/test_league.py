@@ -671,10 +671,11 @@ def test_the_agreement_of_seeds_is_that_of_scipy():
 def test_other_grey_levels_compare_by_their_own_floor_and_other_sizes_do_not():
     rows = [row("a", 0, 30.0, shape=[1, 28, 28]), row("c", 0, 1.0, shape=[1, 64, 64])]
     rows.insert(1, row("b", 0, 28.0, floor=4.0, name="fd@32", shape=[1, 28, 28]))
+    rows.append(row("d", 0, 1.0, name="fd@32", shape=[1, 64, 64]))
     rows = standings.of_one_size(rows)
     assert standings.of_seed(rows, 0, "fd") == {"a": 20, "b": 24}
-    assert rows[2]["metrics"] == {"fd/64×64": 1.0}
-    assert [line["place"] for line in standings.summary(rows, "fd")] == ["1", "2", None]
+    assert rows[2]["metrics"] == {"fd/64×64": 1.0} and rows[3]["metrics"] == {"fd@32/64×64": 1.0}
+    assert [line["place"] for line in standings.summary(rows, "fd")] == ["1", "2", None, None]
 
 
 def test_curves_are_means_over_seeds_and_drawn(tmp_path):
