@@ -245,6 +245,21 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     assert row in lines
 
 
+def test_the_page_of_leagues_explains_the_columns_of_its_rows_and_how_to_cite_them():
+    facts = [league_facts(*place) for place in measured.places()]
+    page = rendered("league", leagues=facts, detections={})
+    rows = "".join(re.findall(r"(?m)^\| `.*?\|", page))
+    columns = {"data", "scale", "machine", "commit", "budget", "fd", "fd_sd", "fd_excess", "fd_excess_half"}
+    for place in measured.places():
+        names = list(measured.standings(*place)[0])
+        columns.update(names[: min(i for i, name in enumerate(names) if f"{name}_sd" in names)])
+    assert set(re.findall(r"`(\w+)`", rows)) == columns
+    assert columns <= {*measured.results().partition("\n")[0].split(",")}
+    for place in measured.places():
+        about = measured.about(*place)
+        assert f"\n* Recorded: {about['date']}; gz {about['version']}; " in page
+
+
 def test_a_league_says_what_its_intervals_cover(monkeypatch):
     def sentence(**seeds):
         rows = [{"model": name, "seeds": n} for name, n in seeds.items()]
