@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import numpy as np
 from gzcli.core.units import percent
 from gzcli.engine.pictures import score_bins
 from gzcli.metrics.detection import FIGURES
+from gzcli.metrics.standings import estimate
+from gzcli.report import cited
 from gzcli.report import document as doc
-from gzcli.report.document import Chart, Section, Series, Table
+from gzcli.report.document import Chart, Column, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, thinned
 
 # metrics of a kind of defect, and the keys of their intervals
 OF_DEFECTS = {"auroc": "ci", "detected": "detected_ci", "pixel_auroc": "", "aupro": "", "pixel_f1": ""}
+CAPTION = "A baseline uses no model. Brackets show 95 % intervals. Bold: no score is significantly better."
 LISTED = 500  # most files of single images in a list
 
 
@@ -71,7 +75,7 @@ def defects(rows: Sequence[Row], result: Row) -> list[Table]:
     for key, ends in OF_DEFECTS.items():
         intervals = [doc.brackets(row.get(ends)) for row in rows]
         head, values = key.replace("_", " "), [row.get(key) for row in rows]
-        columns.append(doc.numbers(head, values, None, intervals, lambda v: "–" if v is None else f"{v:.4f}"))
+        columns.append(doc.numbers(head, values, None, intervals, number))
     good = result.get("good") or {}
     caption = f"{good.get('flagged', '?')} of {good.get('n', '?')} good test images are flagged. "
     return [Table("Kinds of defects", columns, caption=caption + "Brackets show 95 % intervals.")]
@@ -86,20 +90,32 @@ def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
         baselines = ["baseline" * bool(row.get("baseline")) for row in of_set]
         columns = [doc.texts("score", [str(row.get("score")) for row in of_set], baselines)]
         for key, (head, way) in FIGURES.items():
-            ends = [doc.brackets((row.get("ci") or {}).get(key)) for row in of_set]
-            values = [row.get(key) for row in of_set]
-            columns.append(doc.numbers(head, values, way, ends, lambda v: "–" if v is None else f"{v:.4f}"))
+            columns.append(figure(key, head, way, of_set))
         n_in, n_out = (next((row[key] for row in of_set if row.get(key)), None) for key in ("n_in", "n_out"))
         counts = (
             f"{doc.number(n_in)} in-distribution images, {doc.number(n_out)} out-of-distribution images. "
             if n_in and n_out
             else ""
         )
-        caption = (
-            "A baseline uses no model. Brackets show 95 % intervals; the best value of a column is bold."
-        )
-        tables.append(Table(names.get(out, out), columns, caption=counts + caption))
+        tables.append(Table(names.get(out, out), columns, caption=counts + CAPTION))
     return tables
+
+
+def figure(key: str, head: str, way: doc.Direction, rows: Sequence[Row]) -> Column:
+    """A metric of each score with its interval. Values of the first rank are bold, as in a bench."""
+    ends = [doc.brackets((row.get("ci") or {}).get(key)) for row in rows]
+    column = doc.numbers(head, [row.get(key) for row in rows], None, ends, number)
+    worse = {}
+    for i, row in enumerate(rows):
+        if one := estimate({"metrics": row, "intervals": row.get("ci")}, key):
+            worse[str(i)] = one if way == "down" else one._replace(value=-one.value)
+    best = cited.bold(worse)
+    cells = [replace(cell, best=str(i) in best) for i, cell in enumerate(column.cells)]
+    return Column(head, cells, way)
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def rocs(results: Results, rows: Sequence[Row], names: Mapping[str, str]) -> list[Chart]:

@@ -350,6 +350,20 @@ def test_figures_come_with_floor_interval_and_direction(call, bench):
     assert set(shown) == {f"figures/{name}" for name in names}
 
 
+def test_scores_whose_intervals_tell_no_difference_are_bold():
+    """As in a bench: `a` has the highest AUROC, `b` may be as good, and `c` is worse than `b`."""
+    rows = []
+    for name, value, half in (("a", 0.9, 0.2), ("b", 0.88, 0.01), ("c", 0.8, 0.01)):
+        values = {"auroc": value, "fpr95": 1 - value, "aupr_in": None, "aupr_out": value}
+        ends = {key: [values[key] - half, values[key] + half] for key in ("auroc", "fpr95")}
+        rows.append({"out": "x", "score": name, "ci": ends} | values)
+    (table,) = of_ood.detection(rows, {})
+    bold = {column.name: [cell.best for cell in column.cells] for column in table.columns}
+    assert bold["AUROC"] == bold["FPR95"] == [True, True, False]
+    assert bold["AUPR in"] == [False] * 3 and bold["AUPR out"] == [True, False, False]  # without intervals
+    assert [cell.value for cell in table.columns[1].cells] == [0.9, 0.88, 0.8]
+
+
 def test_curves_are_those_of_the_scores(ood):
     folder, scores = ood
     charts = {item.name: item for item in items_of(folder, of_ood) if isinstance(item, Chart)}
