@@ -228,8 +228,9 @@ def sweep(
     `--set optim.lr=1e-3,3e-3` tries these values; several keys give all combinations. `--set
     optim.lr=1e-4..1e-2` draws values from a range, log-uniformly. Re-running the command resumes a sweep.
     """
-    from gzcli.cli.jobs import end, quoted, took
+    from gzcli.cli.jobs import end, name_of, quoted, took
     from gzcli.league.sweep import judging, play, sweep_of
+    from gzcli.store.runs import by_name
 
     out.configure(lenient=True)  # a lost reader never stops a training
     flags = {"scale": scale, "launch.gpus": opt.parse_gpus(gpus), "launch.cpu": cpu or None, "seed": seed}
@@ -263,5 +264,7 @@ def sweep(
     command = " ".join(map(quoted, ["gz", "train", what, "--data", plan.data, *of_scale, *best]))
     lost = Counter(row.state for row in result.trials)
     facts = [f"{lost[state]} of {plan.trials} {state}" for state in ("diverged", "failed") if lost[state]]
-    end([*facts, took()], [(command, "train the best at full length")])
+    run = by_name(result.best.run) if result.best.run else None
+    sample = [(f"gz sample {name_of(run)}", "draw images with the best trial")] if run else []
+    end([*facts, took()], [(command, "train the best at full length"), *sample])
     out.data(asdict(result) | {"command": command})

@@ -107,6 +107,9 @@ def test_the_better_half_goes_on_and_a_sweep_that_was_stopped_too(home, monkeypa
     assert {"sweep.json", "sweep.png"} <= {path.name for path in folder.iterdir()}
     assert app.run(words) == 0 and len(started) == 3, "nothing is left to do"
     assert shown(capsys) == result
+    assert app.run([*WORDS]) == 0
+    said = capsys.readouterr().err
+    assert f"next: {result['command']}" in said and f"gz sample {runs.by_name(best['run']).alias}\n" in said
 
 
 FOUR = (*RATES, "optim.lr=1e-5,1e-4,1e-3,1e-2")
