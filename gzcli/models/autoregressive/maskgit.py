@@ -49,7 +49,7 @@ class MaskGIT(Prior):
     Raises UsageError for sizes that do not fit.
 
     near: whether each block begins with a depthwise 3×3 convolution over the grid (Chu 2021,
-      arXiv:2102.10882). Not in the paper. Small networks learn several times faster with it.
+      arXiv:2102.10882). Not in the paper. Small networks learn faster with it.
     smoothing: label smoothing of the training targets.
     """
 
