@@ -85,7 +85,7 @@ class Interrupted(GzError):
 
 
 PLACE = "use another path, or set `GZ_HOME` to a folder"
-SPACE = "free some space, or set `GZ_HOME` to a folder on a larger disk"
+SPACE = "free some space, or write to a larger disk; `GZ_HOME` moves the folders of gz"
 # full or not writable
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _RIGHTS = "`gz doctor` shows the folders that gz uses; set `GZ_HOME` to move them"

@@ -433,12 +433,17 @@ def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a file beside `path`, which replaces `path` once it is completely on the disk."""
+    """Yields a file beside `path`, which replaces `path` once it is completely on the disk. An error of the
+    system names `path`."""
     part = part_path(path)
     try:
         yield part
         fsync(part)
         part.replace(path)
+    except OSError as e:
+        if e.errno and str(e.filename or part) == str(part):  # a failed write names no file
+            e.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -65,7 +65,7 @@ def test_a_file_beyond_the_quota_is_a_message_and_leaves_nothing(name, tmp_path)
     with pytest.raises(OSError) as caught, largest(200):
         WRITERS[name](path)
     error = as_error(caught.value)
-    assert error.code == 3 and "file too large" in error.message and SPACE in error.hint
+    assert (error.code, error.message) == (3, f"`{path}`: file too large") and SPACE in error.hint
     assert list(tmp_path.iterdir()) == []
     WRITERS[name](path)
     assert list(tmp_path.iterdir()) == [path]
