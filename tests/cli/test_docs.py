@@ -579,7 +579,7 @@ def scripts(text: str) -> list[str]:
 def with_pictures(folder: Path) -> Path:
     """The folders of pictures that pages take for the reader's."""
     rng = np.random.default_rng(0)
-    ours = ("photos", (40, 48, 3), 24), ("scans", (16, 16), 3), ("good", (16, 16), 70), ("today", (16, 16), 3)
+    ours = ("photos", (40, 48, 3), 48), ("scans", (16, 16), 3), ("good", (16, 16), 70), ("today", (16, 16), 3)
     for name, size, count in ours:
         (folder / name).mkdir(parents=True)
         for i in range(count):
