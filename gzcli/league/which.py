@@ -1,8 +1,8 @@
 """`gz which`: which model suits a set of images, by a race on the set itself.
 
-The ranking on one set need not hold on another, so several models compete. The shortlist is the smallest
-group of models one of which is nearly the best on every shipped league. gz adds the model that it would
-suggest without a race, and models of further families until there are four. They are trained for equal times
+The ranking on one set need not hold on another, so several models compete. The shortlist contains the model
+that gz would suggest without a race. It is the smallest such group one of which is nearly the best on every
+shipped league, with models of further families until there are four. They are trained for equal times
 and judged on validation images. The better half is trained for twice as long, until two remain (successive
 halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). Each round is a league, so the same call resumes an
 interrupted race.
@@ -239,9 +239,9 @@ def calls() -> dict[str, float]:
 
 
 def shortlist(table: Excesses, models: Collection[str], usual: str) -> tuple[str, ...]:
-    """The models that cover every row of the table, and the usual model. If these are fewer than `FEWEST`,
-    models with the smallest regrets over all rows are added, those of new families first."""
-    chosen = dict.fromkeys([*cover(table, models), *({usual} & {*models})])
+    """The usual model, and the models that with it cover every row of the table. If these are fewer than
+    `FEWEST`, models with the smallest regrets over all rows are added, those of new families first."""
+    chosen = dict.fromkeys(cover(table, models, {usual} & {*models}))
     regrets = regrets_of(table, models)
 
     def preference(name: str) -> tuple[bool, float]:
@@ -261,23 +261,27 @@ def regrets_of(table: Excesses, models: Collection[str]) -> list[dict[str, float
     return [{name: value / min(row.values()) for name, value in row.items()} for row in rows if row]
 
 
-def cover(table: Excesses, models: Collection[str]) -> tuple[str, ...]:
+def cover(table: Excesses, models: Collection[str], members: Collection[str] = ()) -> tuple[str, ...]:
     """The smallest group of these models whose best one, in every row of the table, has at most `REGRET`
-    times the smallest excess. Of equally small groups, it is the one with the smallest regrets."""
+    times the smallest excess. Of equally small groups, it is the one with the smallest regrets.
+
+    members: models that every group has.
+    """
     regrets = regrets_of(table, models)
     if not regrets:
         return tuple(models)
     # a model must be within the bound in at least one row
     useful = [name for name in models if any(row.get(name, math.inf) <= REGRET for row in regrets)]
+    useful = [name for name in useful if name not in members]
 
     def worst(chosen: Sequence[str]) -> list[float]:
-        return [min(row.get(name, math.inf) for name in chosen) for row in regrets]
+        return [min((row.get(name, math.inf) for name in chosen), default=math.inf) for row in regrets]
 
-    for size in range(1, len(useful) + 1):
-        fit = [chosen for chosen in combinations(useful, size) if max(worst(chosen)) <= REGRET]
-        if fit:
+    for size in range(len(useful) + 1):
+        groups = [(*some, *members) for some in combinations(useful, size)]
+        if fit := [chosen for chosen in groups if max(worst(chosen)) <= REGRET]:
             return min(fit, key=lambda chosen: sum(worst(chosen)))
-    return tuple(useful)
+    return (*useful, *members)
 
 
 # ---------------------------------------------------------------------------- the race

@@ -29,6 +29,8 @@ def test_the_cover_is_the_smallest_set_within_the_regret():
     assert cover(TABLE, "d") == ("d",)
     assert cover(TABLE, "bd") == ("b", "d")
     assert cover({}, "ab") == ("a", "b")  # no league knows any
+    assert set(cover(TABLE, "abcd", "b")) == {"b", "c"}  # among equally small groups, one with the member
+    assert set(cover(TABLE, "abcd", "d")) == {"a", "c", "d"}
 
 
 def test_further_families_make_up_a_race_of_four():
