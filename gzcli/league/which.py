@@ -271,8 +271,8 @@ def cover(table: Excesses, models: Collection[str], members: Collection[str] = (
     if not regrets:
         return tuple(models)
     # a model must be within the bound in at least one row
-    useful = [name for name in models if any(row.get(name, math.inf) <= REGRET for row in regrets)]
-    useful = [name for name in useful if name not in members]
+    others = [name for name in models if name not in members]
+    useful = [name for name in others if any(row.get(name, math.inf) <= REGRET for row in regrets)]
 
     def worst(chosen: Sequence[str]) -> list[float]:
         return [min((row.get(name, math.inf) for name in chosen), default=math.inf) for row in regrets]

@@ -281,7 +281,7 @@ def standings(result: Row) -> Table:
 
 def excess_column(metric: str, excesses: Sequence[Excess | None]) -> Column:
     halves = ["" if each is None else f"± {doc.number(each.half)}" for each in excesses]
-    return doc.numbers(f"{metric}, excess", [each and each.value for each in excesses], None, halves)
+    return doc.numbers(f"{metric}, excess", [each and each.value for each in excesses], halves)
 
 
 def curves(result: Row) -> list[Chart]:

@@ -164,13 +164,6 @@ def brackets(ends: Any) -> str:
     return f"[{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
 
 
-def best_of(values: Sequence[float], direction: Direction | None) -> float | None:
-    """The best of two values or more; None for a single one, or if neither direction is better."""
-    if direction is None or len(values) < 2:
-        return None
-    return min(values) if direction == "down" else max(values)
-
-
 def texts(name: str, values: Sequence[str], small: Sequence[str] = ()) -> Column:
     """A column of texts, each followed by a further text in small letters."""
     cells = [Cell(*pair) for pair in zip(values, small or [""] * len(values), strict=True)]
@@ -178,16 +171,8 @@ def texts(name: str, values: Sequence[str], small: Sequence[str] = ()) -> Column
 
 
 def numbers(
-    name: str,
-    values: Sequence[Any],
-    direction: Direction | None = None,
-    small: Sequence[str] = (),
-    text: Callable[[Any], str] = number,
+    name: str, values: Sequence[Any], small: Sequence[str] = (), text: Callable[[Any], str] = number
 ) -> Column:
-    """A column of numbers whose best value is marked."""
-    best = best_of([value for value in values if is_number(value)], direction)
-    cells = [
-        Cell(text(value), small_text, value, value is not None and value == best)
-        for value, small_text in zip(values, small or [""] * len(values), strict=True)
-    ]
-    return Column(name, cells, direction)
+    """A column of numbers, none of which is marked as the best."""
+    pairs = zip(values, small or [""] * len(values), strict=True)
+    return Column(name, [Cell(text(value), small_text, value) for value, small_text in pairs])

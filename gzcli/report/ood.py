@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from gzcli.metrics.detection import FIGURES
 from gzcli.metrics.standings import estimate
 from gzcli.report import cited
 from gzcli.report import document as doc
-from gzcli.report.document import Chart, Column, Section, Series, Table
+from gzcli.report.document import Cell, Chart, Column, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, thinned
 
 # metrics of a kind of defect, and the keys of their intervals
@@ -75,7 +74,7 @@ def defects(rows: Sequence[Row], result: Row) -> list[Table]:
     for key, ends in OF_DEFECTS.items():
         intervals = [doc.brackets(row.get(ends)) for row in rows]
         head, values = key.replace("_", " "), [row.get(key) for row in rows]
-        columns.append(doc.numbers(head, values, None, intervals, number))
+        columns.append(doc.numbers(head, values, intervals, number))
     good = result.get("good") or {}
     caption = f"{good.get('flagged', '?')} of {good.get('n', '?')} good test images are flagged. "
     return [Table("Kinds of defects", columns, caption=caption + "Brackets show 95 % intervals.")]
@@ -103,14 +102,14 @@ def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
 
 def figure(key: str, head: str, way: doc.Direction, rows: Sequence[Row]) -> Column:
     """A metric of each score with its interval. Values of the first rank are bold, as in a bench."""
-    ends = [doc.brackets((row.get("ci") or {}).get(key)) for row in rows]
-    column = doc.numbers(head, [row.get(key) for row in rows], None, ends, number)
     worse = {}
     for i, row in enumerate(rows):
         if one := estimate({"metrics": row, "intervals": row.get("ci")}, key):
             worse[str(i)] = one if way == "down" else one._replace(value=-one.value)
     best = cited.bold(worse)
-    cells = [replace(cell, best=str(i) in best) for i, cell in enumerate(column.cells)]
+    ends = [doc.brackets((row.get("ci") or {}).get(key)) for row in rows]
+    values = [row.get(key) for row in rows]
+    cells = [Cell(number(v), ends[i], v, str(i) in best) for i, v in enumerate(values)]
     return Column(head, cells, way)
 
 

@@ -199,7 +199,12 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
 def test_a_report_with_columns_reads_its_results_once(call, tmp_path, monkeypatch):
     files.write_json(tmp_path / "league" / "league.json", league_json())
     paths, read_object = [], files.read_object
-    monkeypatch.setattr(files, "read_object", lambda path: (paths.append(path.name), read_object(path))[1])
+
+    def counted(path, *hint):
+        paths.append(path.name)
+        return read_object(path, *hint)
+
+    monkeypatch.setattr(files, "read_object", counted)
     written(call, tmp_path / "league", "--columns", "fd")
     assert paths.count("league.json") == 1
 
