@@ -88,15 +88,14 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
-    """On a terminal, asks whether to start a job of more than `most` seconds. In a script, it only warns, and
-    the job starts."""
+    """On a terminal, asks whether to start a job of more than `most` seconds. A script only gets a note."""
     if seconds is None or seconds <= most or yes:
         return
-    long = f"about {about(seconds)} on this machine"
+    long, ways = f"about {about(seconds)} on this machine", f"to start anyway, pass `--yes`; {ways}"
     if not out.on_terminal():
         out.warn(f"this takes {long}, more than {span}; {ways}")
     elif not out.confirmed(f"This takes {long}. Start?"):
-        raise UsageError(f"not started: it would take {long}", hint=f"to start anyway, pass `--yes`; {ways}")
+        raise UsageError(f"not started: it would take {long}", hint=ways)
 
 
 # ---------------------------------------------------------------------------- a dry run
