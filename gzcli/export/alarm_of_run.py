@@ -31,6 +31,7 @@ from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import DRAWS, map_of
 from gzcli.metrics.alarms.local import Local, one_of
 from gzcli.models.base import flat_defaults, group_options
+from gzcli.store import files
 
 HELD_OUT = 2000  # maximum number of held-out scores
 AT_ONCE = 32  # images scored together
@@ -155,7 +156,10 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
             usual = fitted.batches(trained, size=AT_ONCE, seed=0)
             net.locals = [fit_run_local(usual, net.draw(i)).local for i in range(max(1, len(net.draws)))]
             images = held_out.images()
-            write_graph(net, torch.from_numpy(images[:1]), folder / "alarm.onnx")
+            with files.replacing(folder / "alarm.onnx") as part:
+                write_graph(net, torch.from_numpy(images[:1]), part)
+    except OSError:  # a full disk
+        raise
     except Exception as e:  # maps that search by gradients, and errors of torch's exporters
         why = str(e).strip().partition("\n")[0][:200]
         message = f"torch cannot export the map of `{trained.name}` as a graph: {why}"
@@ -169,8 +173,8 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
         )
     alarm.table(folder, np.zeros(len(scores)), scores)
     spec = {"shape": list(trained.images.shape), "fit": trained.part.data.fit, "tails": 1}
-    files = alarm.script(folder, spec | {"run": trained.run.owner.id, "map": name, "draws": len(net.draws)})
-    return {"files": files, "map": name, "held_out": len(scores), "draws": len(net.draws)}
+    names = alarm.script(folder, spec | {"run": trained.run.owner.id, "map": name, "draws": len(net.draws)})
+    return {"files": names, "map": name, "held_out": len(scores), "draws": len(net.draws)}
 
 
 def write_graph(net: LocalMap, image: Tensor, file: Path) -> None:

@@ -198,7 +198,6 @@ OF_DDPM = pytest.param("ddpm", 4, ("ood.starts=1", "ood.steps=2"), marks=pytest.
 @pytest.mark.parametrize(("model", "draws", "options"), [("vae", 0, ()), OF_DDPM])
 def test_the_map_of_a_run_becomes_a_score_that_needs_no_torch(model, draws, options, tmp_path):
     """p-values are those of the score `local` by gz, also of a map that draws noise."""
-    pytest.importorskip("onnxscript")
     case = next(case for case in CASES if case.model == model)
     run = fit(recipe(case, steps=2, sets=options)).run
     trained = load_trained(run, "cpu")
