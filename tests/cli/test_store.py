@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -220,15 +223,6 @@ def test_without_fcntl(home):
 
 
 MANY = 40
-opened: list[str] | None = None  # files of the store, where they are counted
-
-
-def hear(event: str, args: tuple) -> None:
-    if event == "open" and opened is not None and isinstance(args[0], str) and "/runs/" in args[0]:
-        opened.append(args[0])
-
-
-sys.addaudithook(hear)
 
 
 @pytest.fixture
@@ -254,12 +248,19 @@ def counted(monkeypatch):
     """counted(work) → what `work` returns as in a new process, and how many files of the store it opens."""
 
     def counted(work) -> tuple:
-        global opened
+        opened: list[str] = []
+
+        def counting(function, file, /, *args, **options):
+            if "/runs/" in str(file):
+                opened.append(str(file))
+            return function(file, *args, **options)
+
         monkeypatch.setattr(index, "_open", {})
-        opened = []
-        result = work()
-        count, opened = len(opened), None
-        return result, count
+        with monkeypatch.context() as patch:
+            for module in (builtins, io, os):
+                patch.setattr(module, "open", partial(counting, module.open))
+            result = work()
+        return result, len(opened)
 
     return counted
 
