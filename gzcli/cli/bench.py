@@ -537,7 +537,7 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
     terms, models = league.terms, list(dict.fromkeys(entry.model for entry in league.entries))
     left = sum(cost["train_seconds"] > 0 for cost in costs)
     seeds = f", {len(terms.seeds)} seeds" if len(terms.seeds) > 1 else ""
-    lines = out.fitted(" ".join(models), f"{len(models)} models: ")
+    lines = out.fitted(" ".join(models), f"{counted(len(models), 'model')}: ")
     lines.append(f"{budget} each{seeds}: {left} to train, {len(costs) - left} already trained")
     unknown = list(dict.fromkeys(cost["model"] for cost in costs if cost["sample_seconds"] is None))
     times = [sum(cost[name] or 0.0 for cost in costs) for name in TIMES] + [judges_of(league, costs)]

@@ -91,11 +91,11 @@ def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, ye
     """On a terminal, asks whether to start a job of more than `most` seconds. A script only gets a note."""
     if seconds is None or seconds <= most or yes:
         return
-    long, ways = f"about {about(seconds)} on this machine", f"to start anyway, pass `--yes`; {ways}"
+    long = f"about {about(seconds)} on this machine"
     if not out.on_terminal():
-        out.warn(f"this takes {long}, more than {span}; {ways}")
+        out.warn(f"this takes {long}, more than {span}; with `--yes`, gz does not warn; {ways}")
     elif not out.confirmed(f"This takes {long}. Start?"):
-        raise UsageError(f"not started: it would take {long}", hint=ways)
+        raise UsageError(f"not started: it would take {long}", hint=f"to start anyway, pass `--yes`; {ways}")
 
 
 # ---------------------------------------------------------------------------- a dry run
