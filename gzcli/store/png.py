@@ -31,9 +31,14 @@ def made_by(**facts: Any) -> None:
     _maker.update(facts)
 
 
+@cache  # searching the installed packages takes longer than writing a small image
+def _versions() -> dict[str, str]:
+    return {"gz": __version__, "torch": version("torch")}
+
+
 def texts(**facts: Any) -> dict[str, str]:
     """The text chunks of an image: these facts and those of `made_by`."""
-    origin = {**_maker, **facts, "versions": {"gz": __version__, "torch": version("torch")}}
+    origin = {**_maker, **facts, "versions": _versions()}
     return {"Software": f"gz {__version__}", KEY: json.dumps(origin, sort_keys=True)}
 
 
