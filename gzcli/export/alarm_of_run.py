@@ -156,14 +156,12 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
             usual = fitted.batches(trained, size=AT_ONCE, seed=0)
             net.locals = [fit_run_local(usual, net.draw(i)).local for i in range(max(1, len(net.draws)))]
             images = held_out.images()
-            with files.replacing(folder / "alarm.onnx") as part:
-                write_graph(net, torch.from_numpy(images[:1]), part)
-    except OSError:  # a full disk
-        raise
+            graph = graph_of(net, torch.from_numpy(images[:1]))
     except Exception as e:  # maps that search by gradients, and errors of torch's exporters
         why = str(e).strip().partition("\n")[0][:200]
         message = f"torch cannot export the map of `{trained.name}` as a graph: {why}"
         raise UsageError(message, hint="gz ood --in ./good --export ./alarm") from e
+    files.write_atomic(folder / "alarm.onnx", graph)
     scores = scored(folder, images)
     with torch.no_grad():
         expected = net(torch.from_numpy(images[:AT_ONCE]))[0].numpy()[:, 0]
@@ -177,14 +175,16 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     return {"files": names, "map": name, "held_out": len(scores), "draws": len(net.draws)}
 
 
-def write_graph(net: LocalMap, image: Tensor, file: Path) -> None:
-    """Writes the graph for one image at a time, because some models branch on the number of images."""
+def graph_of(net: LocalMap, image: Tensor) -> bytes:
+    """The graph for one image at a time, because some models branch on the number of images."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # errors in the exporters' own code
         program = torch.export.export(net, (image,))
-        how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+        how: dict[str, Any] = {"dynamo": True, "verbose": False}
         how |= {"input_names": ["image"], "output_names": ["score", "map"]}
-        torch.onnx.export(program, (), file, **how)
+        exported = torch.onnx.export(program, (), **how)
+    assert exported is not None  # of `dynamo`
+    return exported.model_proto.SerializeToString()
 
 
 def scored(folder: Path, images: np.ndarray) -> np.ndarray:
