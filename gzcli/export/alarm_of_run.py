@@ -184,7 +184,10 @@ def graph_of(net: LocalMap, image: Tensor) -> bytes:
         how |= {"input_names": ["image"], "output_names": ["score", "map"]}
         exported = torch.onnx.export(program, (), **how)
     assert exported is not None  # of `dynamo`
-    return exported.model_proto.SerializeToString()
+    graph = exported.model_proto
+    for node in graph.graph.node:
+        node.ClearField("metadata_props")  # stack traces, with the paths of this machine
+    return graph.SerializeToString()
 
 
 def scored(folder: Path, images: np.ndarray) -> np.ndarray:
