@@ -163,7 +163,7 @@ def bench(
         if submit or slurm:
             return submit_league(terms, at_once, slurm, dry_run=dry_run)
         if dry_run:
-            return show_dry(terms, str(budget))
+            return show_dry(terms, str(budget), at_once)
         jobs.fetch(networks)
         if entry:
             return play_one(terms.of(entry), out.info)
@@ -457,7 +457,7 @@ def hold(
         league = loop.League.of(terms, budget, say=out.info, progress=report)
     if note := league.entries[0].plan.note:
         out.warn(note)
-    before_start(league, budget, yes=yes)
+    before_start(league, budget, at_once, yes=yes)
     command = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
     mode = "quiet" if out.is_quiet() else "human"
     result = loop.hold(league, at_once=at_once, command=command, say=out.info, mode=mode)
@@ -466,29 +466,42 @@ def hold(
     out.data(result)
 
 
-def before_start(league: League, budget: str, *, yes: bool) -> None:
+def before_start(league: League, budget: str, at_once: int | None, *, yes: bool) -> None:
     """Prints the plan. On a terminal, it asks for confirmation of what takes more than a day."""
     from gzcli.cli.plan import start_or_not
 
-    costs = costs_of(league)
-    seconds = judges_of(league, costs) + sum(cost[name] or 0.0 for cost in costs for name in TIMES)
-    for line in lines_of(league, budget, costs):
+    costs, parallel = costs_of(league), parallel_of(league, at_once)
+    seconds = seconds_of_league(league, costs, parallel)
+    for line in lines_of(league, budget, costs, parallel):
         out.info(line)
     less = "to save time, use fewer models or seeds, or a smaller `--budget`"
     start_or_not(seconds, most=DAY, span="a day", ways=less, yes=yes)
 
 
-def show_dry(terms: Terms, budget: str) -> None:
+def show_dry(terms: Terms, budget: str, at_once: int | None) -> None:
     """Prints the plan of a league."""
     from gzcli.league import loop
 
     with out.progress("packing", unit="images") as report:
         league = loop.League.of(terms, budget, say=out.info, progress=report)
-    costs = costs_of(league)
-    for line in lines_of(league, budget, costs):
+    costs, parallel = costs_of(league), parallel_of(league, at_once)
+    for line in lines_of(league, budget, costs, parallel):
         out.text(line)
     facts = {"data": terms.data, "budget": terms.budget, "judges_seconds": judges_of(league, costs)}
+    facts |= {"parallel": parallel, "seconds": seconds_of_league(league, costs, parallel)}
     out.data(facts | {"rows": costs, "left_out": dict(league.left_out)})
+
+
+def parallel_of(league: League, at_once: int | None) -> int:
+    from gzcli.launch import launcher
+
+    return launcher.parallel(at_once, gpus=bool(league.terms.job.launch.gpus))
+
+
+def seconds_of_league(league: League, costs: Sequence[Mapping[str, Any]], parallel: int) -> float:
+    """The seconds of the judges, and then of the entries in parallel."""
+    each = [sum(cost[name] or 0.0 for name in TIMES) for cost in costs]
+    return judges_of(league, costs) + max(sum(each) / parallel, *each)
 
 
 def judges_of(league: League, costs: Sequence[Mapping[str, Any]]) -> float:
@@ -530,7 +543,7 @@ def costs_of(league: League) -> list[dict[str, Any]]:
     return rows
 
 
-def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) -> list[str]:
+def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]], parallel: int) -> list[str]:
     """The plan of a league in words."""
     from gzcli.launch import forecast
 
@@ -546,7 +559,8 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
     parts = [*parts[:-2], " and ".join(parts[-2:])] if parts else ["nothing to do"]
     lines += out.fitted(", ".join(parts))
     if sum(map(bool, times)) > 1:
-        lines.append(f"total: about {about(sum(times))}")
+        seconds = seconds_of_league(league, costs, parallel)
+        lines.append(f"total: about {about(seconds)}{in_parallel(parallel)}")
     if unknown:
         lines += out.fitted(" ".join(unknown), "unknown sampling time: ")
     for name, why in league.left_out.items():
@@ -673,6 +687,7 @@ def which(
     trains for twice as long, until two are left. Re-running the command resumes a race.
     """
     from gzcli.cli.plan import start_or_not
+    from gzcli.launch import launcher
     from gzcli.league import which as race
     from gzcli.league.league import Terms, beside_others
     from gzcli.store.jobs import BenchJob
@@ -688,28 +703,32 @@ def which(
     job = BenchJob((), name, None, race.SAMPLES, seed=seed, launch=launch, split="val")
     terms = Terms(name, seconds_of(budget), tuple(opt.split(models)) or None, (seed,), job, 0)
     plan = race.race_of(terms, needs)
+    parallel = launcher.parallel(at_once, gpus=bool(launch.gpus))
     say = out.text if dry_run else out.info
-    for text in in_words(plan):
+    for text in in_words(plan, parallel):
         say(text)
     if dry_run:
-        return out.data(
-            {"data": name, "budget": terms.budget, "evaluation": plan.evaluation, **as_json(plan)}
-        )
+        facts = {"data": name, "budget": terms.budget, "evaluation": plan.evaluation, **as_json(plan)}
+        return out.data(facts | {"parallel": parallel, "seconds": plan.seconds(parallel)})
     ways = "to save time, use fewer `--models`, or a smaller `--budget`"
-    start_or_not(terms.budget + plan.evaluation, most=DAY, span="a day", ways=ways, yes=yes)
+    start_or_not(plan.seconds(parallel), most=DAY, span="a day", ways=ways, yes=yes)
     mode = "quiet" if out.is_quiet() else "human"
     show_race(race.run(plan, at_once=at_once, say=out.info, mode=mode))
 
 
-def in_words(race: Race) -> list[str]:
+def in_words(race: Race, parallel: int) -> list[str]:
     """The models and the rounds of a race, in words."""
     rounds = " → ".join(f"{n} × {duration(seconds)}" for n, seconds in race.rounds)
     return [
         *out.fitted(" ".join(race.models), f"{counted(len(race.models), 'model')}: "),
         f"rounds: {rounds}",
         f"training: about {about(race.budget)}; sampling and evaluation: up to {about(race.evaluation)}",
-        f"total: up to {about(race.budget + race.evaluation)}",
+        f"total: up to {about(race.seconds(parallel))}{in_parallel(parallel)}",
     ]
+
+
+def in_parallel(parallel: int) -> str:
+    return f" with {parallel} trainings in parallel" if parallel > 1 else ""
 
 
 def as_json(race: Race) -> dict[str, Any]:

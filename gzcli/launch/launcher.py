@@ -535,6 +535,11 @@ def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
     return [{VISIBLE: name.strip()} for name in visible.split(",")[:most]]
 
 
+def parallel(at_once: int | None, *, gpus: bool) -> int:
+    """How many of `at_once` processes, each on one core or GPU, this machine can run in parallel."""
+    return min(len(slots(at_once or 1, gpus=gpus)), start.cores())
+
+
 def side_by_side(
     module: str, folders: Mapping[int, Path], free: list[dict[str, str]], heard: Sequence[int]
 ) -> Iterator[tuple[int, float, int]]:

@@ -79,6 +79,10 @@ class Race:
         judges = networks.untrained(self.terms.job.metrics or (), data, peek(data))
         return SHARE * self.budget + sum(each) + len(judges) * networks.TRAINING
 
+    def seconds(self, parallel: int) -> float:
+        """The most seconds of the race with so many trainings in parallel."""
+        return self.evaluation + sum(-(-n // parallel) * seconds for n, seconds in self.rounds)
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -260,7 +260,7 @@ def test_a_title_has_the_guidance_of_each_seed():
     assert standings.title_of(["fm", "fm, guided 2"]) == "fm; fm, guided 2"
 
 
-def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, judged):
+def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, judged, monkeypatch):
     words = (*WORDS, "--models", "vae,fm,wgan", "-n", "5000")
     code, shown, _ = call(*words, "--dry-run")
     assert code == 0 and "3 models: vae fm wgan\n0.2m each: 3 to train, 0 already trained\n" in shown
@@ -274,6 +274,12 @@ def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, j
     assert (vae["n"], fm["n"], vae["calls"]) == (5000, 2000, 1)
     assert vae["sample_seconds"] < 12 < fm["sample_seconds"] and fm["calls"] > 4
     assert (vae["judge_seconds"], fm["judge_seconds"]) == pytest.approx((40.24, 24.04))
+    monkeypatch.setattr(start, "cores", lambda: 2)
+    parallel = json.loads(call(*words, "--jobs", "3", "--dry-run", "--json")[1])
+    alone = json.loads(call(*words, "--dry-run", "--json")[1])
+    assert (parallel["parallel"], alone["parallel"]) == (2, 1)
+    assert parallel["seconds"] == pytest.approx(alone["seconds"] / 2), "two cores for three trainings"
+    assert "with 2 trainings in parallel\n" in call(*words, "--jobs", "3", "--dry-run")[1]
     call(*words)
     rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
     assert {row[name] for row in rows for name in TIMES} == {0.0} and len(trained) == 3

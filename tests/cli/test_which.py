@@ -9,6 +9,7 @@ from itertools import combinations, pairwise
 
 import pytest
 
+from gzcli.core import start
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.facts import Facts
 from gzcli.league import which
@@ -237,7 +238,7 @@ def test_judges_at_chance_compare_nobody(held, monkeypatch):
     assert e.value.hint == dead["notes"][0]
 
 
-def test_a_dry_run_tells_the_rounds(call):
+def test_a_dry_run_tells_the_rounds(call, monkeypatch):
     words = ("which", "--data", "digits", "--budget", "3m", "--cpu", "--dry-run")
     code, stdout, _ = call(*words, "--json")
     plan = json.loads(stdout)
@@ -246,6 +247,11 @@ def test_a_dry_run_tells_the_rounds(call):
     code, stdout, stderr = call(*words, "--quiet")
     assert code == 0 and "rounds: " in stdout and "total: up to " in stdout and not stderr
     assert "training: about 3 minutes; sampling and evaluation: up to " in stdout
+    monkeypatch.setattr(start, "cores", lambda: 2)
+    parallel = json.loads(call(*words, "--jobs", "2", "--json")[1])
+    in_pairs = sum(-(-row["models"] // 2) * row["seconds"] for row in plan["rounds"])
+    assert parallel["seconds"] == pytest.approx(plan["evaluation"] + in_pairs)
+    assert parallel["seconds"] < plan["seconds"]
     turns = sum(row["models"] for row in plan["rounds"])
     seconds = (plan["evaluation"] - 0.1 * 180) / turns
     assert 10 < seconds < 20, "each model's turn; the judges come with gz"
