@@ -88,7 +88,7 @@ PLACE = "use another path, or set `GZ_HOME` to a folder"
 SPACE = "free some space, or write to a larger disk; `GZ_HOME` moves the folders of gz"
 # full or not writable
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-_RIGHTS = "`gz doctor` shows the folders that gz uses; set `GZ_HOME` to move them"
+_RIGHTS = "use another path, or change its permissions; `GZ_HOME` moves the folders of gz"
 _SYSTEM = {  # error of a file or folder → what to do
     errno.ENOSPC: SPACE,
     errno.EDQUOT: SPACE,

@@ -7,6 +7,7 @@ in the store. A job claims a new folder below its run, or the empty one of `--ou
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -112,6 +113,14 @@ def check_empty(folder: Path) -> None:
         raise UsageError(f"the folder `{folder}` is not empty", hint=hint)
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
         raise UsageError(f"`{folder}` is not a folder", hint="use a new or an empty folder")
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises PermissionError if no file can be written into a folder that exists or will be made."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    if not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def new_folder(parent: Path, name: str = "") -> Path:
