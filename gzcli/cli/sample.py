@@ -132,6 +132,8 @@ def sample(
     jobs.announce(run, str(run.path) if like else model, data=key)
     name = "like" if like else job.do or (f"n{job.n}" if job.n else "from-input")
     if dry_run:
+        if out_dir:
+            claims.check_free(out_dir)
         planned = run.path / "sampled" / f"{name}-<time>-<id>"
         return show_dry(run, job, out_dir.absolute() if out_dir else planned)
     folder = out_dir.absolute() if out_dir else claims.new_folder(run.path / "sampled", name)

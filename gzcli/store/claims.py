@@ -21,6 +21,9 @@ from gzcli.store.run_folder import RUN_ID, Run
 
 PATIENCE = 1.0  # seconds to wait for the process number of a new claim
 CLAIM = Run.claim_file.name
+# of files that a user may expect of `--out`, `--report` or `--export`, all of which name a folder
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+ENDINGS = (*IMAGES, ".npy", ".npz", ".zip", ".html", ".pdf", ".md", ".tex", ".json", ".csv", ".onnx")
 # Files that a job writes about itself. A folder that contains no others is left over from a failed attempt.
 _MARKS = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file
 _RECORDS = {place.name for place in (*_MARKS, Run.stop_file, Run.job_file, Run.log_file, Run.launch_file)}
@@ -107,12 +110,16 @@ def _check_in_store(folder: Path) -> None:
 
 
 def check_empty(folder: Path) -> None:
-    """Raises UsageError if there is a file at `folder`, or a folder that contains anything."""
+    """Raises UsageError if there is a file at `folder`, a folder that contains anything, or nothing and the
+    name is that of a file."""
     if folder.is_dir() and any(file.name != CLAIM for file in folder.iterdir()):
         hint = "use a new or an empty folder"
         raise UsageError(f"the folder `{folder}` is not empty", hint=hint)
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
         raise UsageError(f"`{folder}` is not a folder", hint="use a new or an empty folder")
+    if not folder.exists() and folder.suffix.lower() in ENDINGS:
+        message = f"`{folder.name}` is the name of a file, but gz writes a folder"
+        raise UsageError(message, hint=f"use a name without `{folder.suffix}`, such as `{folder.stem}`")
     check_writable(folder)
 
 
@@ -136,13 +143,18 @@ def new_folder(parent: Path, name: str = "") -> Path:
             continue
 
 
-@contextlib.contextmanager
-def claimed_folder(folder: Path) -> Iterator[None]:
-    """Marks a folder for a job and keeps other processes out of it within the block. The folder must be new,
-    empty, or left by an attempt that failed without output. Otherwise, or if another process has claimed it,
-    raises UsageError."""
+def check_free(folder: Path) -> None:
+    """Raises UsageError unless a job can have the folder: it must be new, empty, or left by an attempt that
+    failed without output."""
     if not _is_left_over(folder):
         check_empty(folder)
+
+
+@contextlib.contextmanager
+def claimed_folder(folder: Path) -> Iterator[None]:
+    """Marks a folder for a job and keeps other processes out of it within the block. Raises UsageError if the
+    folder is not free, or if another process has claimed it."""
+    check_free(folder)
     with files.lock(folder / CLAIM, wait=False) as acquired:
         if not acquired or files.is_locked(Run(folder).lock_file):
             message = f"the folder `{folder}` is in use by another `gz`"

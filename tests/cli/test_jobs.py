@@ -518,6 +518,16 @@ def test_after_a_failed_attempt_the_folder_is_free_again(call, run, engine, tmp_
     assert call(*words)[0] == 0 and call(*words)[0] == 2
 
 
+def test_a_folder_does_not_get_the_name_of_a_file(call, run, tmp_path):
+    words = ("sample", "mine", "-n", "4", "--out", str(tmp_path / "cats.png"))
+    for more in ((), ("--dry-run",)):
+        code, _, stderr = call(*words, *more)
+        assert code == 2 and "`cats.png` is the name of a file" in stderr and "such as `cats`" in stderr
+    (tmp_path / "cats.png").mkdir()
+    claims.check_free(tmp_path / "cats.png")
+    claims.check_free(tmp_path / "v1.5")
+
+
 def test_one_folder_is_claimed_by_one(tmp_path):
     with claims.claimed_folder(tmp_path / "out"):
         with pytest.raises(UsageError, match="is not empty"), claims.claimed_folder(tmp_path / "out"):
