@@ -133,4 +133,6 @@ def test_they_are_resumed(name, commit, expected, monkeypatch):
             # CPUs of one capability round differently.
             atol = 5e-3 if key.endswith(".bias") else 1e-3
             torch.testing.assert_close(now[key], value, rtol=1e-2, atol=atol)
-        assert figures(part) == [pytest.approx(line, rel=1e-4) for line in before]
+        # For edm on CPUs with and without AMX, the loss after ten steps differs by 2e-4, the gradient norm by
+        # 1e-3. Another seed already changes the weights by more than is allowed above.
+        assert figures(part) == [pytest.approx(line, rel=2e-3) for line in before]
