@@ -1,6 +1,6 @@
 """The precision of a training. On a CPU it is chosen by how fast a core computes in each type, measured once
 per machine and stored with the costs of trainings. Instructions for bf16 guarantee nothing: on some CPUs fp32
-is faster."""
+is faster. Without a clear gain it is fp32, so that the choice does not depend on what else the CPU does."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ WORK = {  # GFLOP of an output and its two gradients
     "product": 6e-9 * TOKENS * WIDTH**2,
 }
 ROUNDS = 4  # repetitions; the fastest one counts
+# times as fast as fp32 that bf16 must be, because other programs change a measured ratio by up to 1.4
+GAIN = 1.25
 SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 INFO = Path("/proc/cpuinfo")
 
@@ -77,8 +79,9 @@ def cpu_rates(cpu: str) -> Rates:
 
 
 def faster(rates: Rates) -> str:
-    """The fastest type for a step that consists of each kind of work in equal parts."""
-    return min(rates, key=lambda kind: sum(WORK[work] / rate for work, rate in rates[kind].items()))
+    """The type for a step that consists of each kind of work in equal parts: bf16 if it is clearly faster."""
+    seconds = {kind: sum(WORK[work] / rate for work, rate in of.items()) for kind, of in rates.items()}
+    return "bf16" if "bf16" in seconds and seconds["fp32"] > GAIN * seconds["bf16"] else "fp32"
 
 
 @cache

@@ -73,6 +73,8 @@ def test_auto_takes_the_type_that_is_faster_on_both_kinds_of_work():
     assert rates.faster({"fp32": SLOW["fp32"]}) == "fp32", "a CPU without bf16"
     gain = {"fp32": {"convolution": 50.0, "product": 100.0}, "bf16": {"convolution": 100.0, "product": 60.0}}
     assert rates.faster(gain) == "bf16", "the convolution gains more time than the product loses"
+    busy = {"fp32": {"convolution": 42.7, "product": 82.6}, "bf16": {"convolution": 57.0, "product": 57.0}}
+    assert rates.faster(busy) == "fp32", "a CPU whose fp32 was measured while other programs ran"
 
 
 def test_rates_are_measured_once_and_kept(tmp_path, monkeypatch):
