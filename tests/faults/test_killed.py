@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from digests import of_array, sha
 from PIL import Image
 from safetensors.numpy import load_file
 from server import serve
@@ -63,14 +64,14 @@ def outside(home: Path) -> list[str]:
     return sorted(beside | {path.name for path in (home.parent / "here").iterdir()})
 
 
-def weights(run: Path) -> dict[str, bytes]:
-    """The tensors of a run's weights, to the bit."""
-    return {name: value.tobytes() for name, value in load_file(run / "model.safetensors").items()}
+def weights(run: Path) -> dict[str, str]:
+    """The digests of the tensors of a run's weights."""
+    return {name: of_array(value) for name, value in load_file(run / "model.safetensors").items()}
 
 
-def arrays(folder: Path) -> dict[str, bytes]:
-    """The arrays of a pack."""
-    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.npy"))}
+def arrays(folder: Path) -> dict[str, str]:
+    """The digests of the arrays of a pack."""
+    return {file.name: sha(file.read_bytes()) for file in sorted(folder.glob("*.npy"))}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def pruning(trained: Path, folder: Path, few: int | None) -> Case:
 def export(trained: Path, folder: Path, few: int | None) -> Case:
     def made(home: Path) -> object:
         (file,) = (run_a(home) / "export").glob("*.safetensors")
-        return file.read_bytes()
+        return sha(file.read_bytes())
 
     return trained, ("runs", "export", "a"), made
 
