@@ -17,6 +17,7 @@ from gzcli.cli.jobs import bytes_of
 from gzcli.core import streams
 from gzcli.core.errors import MissingError, install_line, redacted
 from gzcli.core.trackers import TRACKERS
+from gzcli.store.claims import check_writable, nearest_place
 from gzcli.store.hub import INCEPTION, hub_home
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
 from gzcli.version import __version__
@@ -94,14 +95,14 @@ def devices() -> Iterator[Check]:
 def folders() -> Iterator[Check]:
     """Whether the folders of gz are writable and have free space, and whether the recipes are there."""
     for name, folder in (("cache", cache_dir()), ("runs", user_dir("runs"))):
-        parent = folder  # the nearest that is there
-        while not (parent.exists() or parent.is_symlink()):
-            parent = parent.parent
-        free = shutil.disk_usage(parent).free / 1e9
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
+        try:
+            check_writable(folder)
+            free = shutil.disk_usage(nearest_place(folder)).free / 1e9
+        except OSError:
             fix = "set `GZ_HOME` to a writable folder"
             yield Check(name, "bad", f"{folder} is not writable", fix)
-        elif free < 1:
+            continue
+        if free < 1:
             fix = "set `GZ_HOME` to a folder on a larger disk"
             yield Check(name, "note", f"{folder}, only {free:.1f} GB free", fix)
         else:

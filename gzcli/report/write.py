@@ -60,7 +60,7 @@ STYLE |= {"axes.grid": True, "grid.color": "#e3e5e8"}
 
 
 def check(folder: Path) -> None:
-    """Raises UsageError unless the folder is new, empty, or contains a report, PermissionError if it is not
+    """Raises UsageError unless the folder is new, empty, or contains a report, OSError if it is not
     writable."""
     if Run(folder).is_marked("report"):
         claims.check_writable(folder)

@@ -639,6 +639,8 @@ def test_bench_writes_the_report_that_it_is_asked_for(call, monkeypatch, tmp_pat
     (tmp_path / "full" / "notes.txt").touch()
     code, _, stderr = call(*words[:-1], str(tmp_path / "full"))
     assert code == 2 and len(jobs) == 1  # refused before the work
+    code, stdout, stderr = call(*words[:-1], str(tmp_path / "full" / "notes.txt" / "page"))
+    assert (code, len(jobs)) == (3, 1) and "a file has the name of a folder" in stdout + stderr
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
     code, stdout, stderr = call(*words[:-1], str(tmp_path / "new"))
     assert (code, len(jobs)) == (3, 1) and "permission denied" in stdout + stderr
