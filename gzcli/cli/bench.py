@@ -470,7 +470,8 @@ def before_start(league: League, budget: str, at_once: int | None, *, yes: bool)
     """Prints the plan. On a terminal, it asks for confirmation of what takes more than a day."""
     from gzcli.cli.plan import start_or_not
 
-    costs, parallel = costs_of(league), parallel_of(league, at_once)
+    costs = costs_of(league)
+    parallel = parallel_of(league, costs, at_once)
     seconds = seconds_of_league(league, costs, parallel)
     for line in lines_of(league, budget, costs, parallel):
         out.info(line)
@@ -484,7 +485,8 @@ def show_dry(terms: Terms, budget: str, at_once: int | None) -> None:
 
     with out.progress("packing", unit="images") as report:
         league = loop.League.of(terms, budget, say=out.info, progress=report)
-    costs, parallel = costs_of(league), parallel_of(league, at_once)
+    costs = costs_of(league)
+    parallel = parallel_of(league, costs, at_once)
     for line in lines_of(league, budget, costs, parallel):
         out.text(line)
     facts = {"data": terms.data, "budget": terms.budget, "judges_seconds": judges_of(league, costs)}
@@ -492,10 +494,12 @@ def show_dry(terms: Terms, budget: str, at_once: int | None) -> None:
     out.data(facts | {"rows": costs, "left_out": dict(league.left_out)})
 
 
-def parallel_of(league: League, at_once: int | None) -> int:
+def parallel_of(league: League, costs: Sequence[Mapping[str, Any]], at_once: int | None) -> int:
+    """The number of trainings that run in parallel, at most that of the entries with work left."""
     from gzcli.launch import launcher
 
-    return launcher.parallel(at_once, gpus=bool(league.terms.job.launch.gpus))
+    left = sum(any(cost[name] for name in TIMES) for cost in costs)
+    return launcher.parallel(min(at_once or 1, max(left, 1)), gpus=bool(league.terms.job.launch.gpus))
 
 
 def seconds_of_league(league: League, costs: Sequence[Mapping[str, Any]], parallel: int) -> float:
@@ -703,7 +707,7 @@ def which(
     job = BenchJob((), name, None, race.SAMPLES, seed=seed, launch=launch, split="val")
     terms = Terms(name, seconds_of(budget), tuple(opt.split(models)) or None, (seed,), job, 0)
     plan = race.race_of(terms, needs)
-    parallel = launcher.parallel(at_once, gpus=bool(launch.gpus))
+    parallel = launcher.parallel(min(at_once or 1, len(plan.models)), gpus=bool(launch.gpus))
     say = out.text if dry_run else out.info
     for text in in_words(plan, parallel):
         say(text)
