@@ -470,10 +470,8 @@ def before_start(league: League, budget: str, at_once: int | None, *, yes: bool)
     """Prints the plan. On a terminal, it asks for confirmation of what takes more than a day."""
     from gzcli.cli.plan import start_or_not
 
-    costs = costs_of(league)
-    parallel = parallel_of(league, costs, at_once)
-    seconds = seconds_of_league(league, costs, parallel)
-    for line in lines_of(league, budget, costs, parallel):
+    costs, parallel, seconds = forecast_of(league, at_once)
+    for line in lines_of(league, budget, costs, parallel, seconds):
         out.info(line)
     less = "to save time, use fewer models or seeds, or a smaller `--budget`"
     start_or_not(seconds, most=DAY, span="a day", ways=less, yes=yes)
@@ -485,27 +483,24 @@ def show_dry(terms: Terms, budget: str, at_once: int | None) -> None:
 
     with out.progress("packing", unit="images") as report:
         league = loop.League.of(terms, budget, say=out.info, progress=report)
-    costs = costs_of(league)
-    parallel = parallel_of(league, costs, at_once)
-    for line in lines_of(league, budget, costs, parallel):
+    costs, parallel, seconds = forecast_of(league, at_once)
+    for line in lines_of(league, budget, costs, parallel, seconds):
         out.text(line)
     facts = {"data": terms.data, "budget": terms.budget, "judges_seconds": judges_of(league, costs)}
-    facts |= {"parallel": parallel, "seconds": seconds_of_league(league, costs, parallel)}
+    facts |= {"parallel": parallel, "seconds": seconds}
     out.data(facts | {"rows": costs, "left_out": dict(league.left_out)})
 
 
-def parallel_of(league: League, costs: Sequence[Mapping[str, Any]], at_once: int | None) -> int:
-    """The number of trainings that run in parallel, at most that of the entries with work left."""
+def forecast_of(league: League, at_once: int | None) -> tuple[list[dict[str, Any]], int, float]:
+    """The remaining cost of each entry, the number of trainings that run in parallel, at most that of the
+    entries with work left, and the total seconds: of the judges, and then of the entries in parallel."""
     from gzcli.launch import launcher
 
-    left = sum(any(cost[name] for name in TIMES) for cost in costs)
-    return launcher.parallel(min(at_once or 1, max(left, 1)), gpus=bool(league.terms.job.launch.gpus))
-
-
-def seconds_of_league(league: League, costs: Sequence[Mapping[str, Any]], parallel: int) -> float:
-    """The seconds of the judges, and then of the entries in parallel."""
+    costs = costs_of(league)
     each = [sum(cost[name] or 0.0 for name in TIMES) for cost in costs]
-    return judges_of(league, costs) + max(sum(each) / parallel, *each)
+    left = max(sum(map(bool, each)), 1)
+    parallel = launcher.parallel(min(at_once or 1, left), gpus=bool(league.terms.job.launch.gpus))
+    return costs, parallel, judges_of(league, costs) + max(sum(each) / parallel, *each)
 
 
 def judges_of(league: League, costs: Sequence[Mapping[str, Any]]) -> float:
@@ -547,7 +542,9 @@ def costs_of(league: League) -> list[dict[str, Any]]:
     return rows
 
 
-def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]], parallel: int) -> list[str]:
+def lines_of(
+    league: League, budget: str, costs: Sequence[Mapping[str, Any]], parallel: int, seconds: float
+) -> list[str]:
     """The plan of a league in words."""
     from gzcli.launch import forecast
 
@@ -559,11 +556,10 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]], pa
     unknown = list(dict.fromkeys(cost["model"] for cost in costs if cost["sample_seconds"] is None))
     times = [sum(cost[name] or 0.0 for cost in costs) for name in TIMES] + [judges_of(league, costs)]
     words = zip(times, ("of training", "of sampling", "of evaluation", forecast.JUDGES_TRAINED), strict=True)
-    parts = [f"about {about(seconds)} {what}" for seconds, what in words if seconds]
+    parts = [f"about {about(time)} {what}" for time, what in words if time]
     parts = [*parts[:-2], " and ".join(parts[-2:])] if parts else ["nothing to do"]
     lines += out.fitted(", ".join(parts))
     if sum(map(bool, times)) > 1:
-        seconds = seconds_of_league(league, costs, parallel)
         lines.append(f"total: about {about(seconds)}{in_parallel(parallel)}")
     if unknown:
         lines += out.fitted(" ".join(unknown), "unknown sampling time: ")

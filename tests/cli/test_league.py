@@ -280,8 +280,8 @@ def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, j
     assert (parallel["parallel"], alone["parallel"]) == (2, 1)
     assert parallel["seconds"] == pytest.approx(alone["seconds"] / 2), "two cores for three trainings"
     assert "with 2 trainings in parallel\n" in call(*words, "--jobs", "3", "--dry-run")[1]
-    alone = call(*WORDS, "--models", "vae", "--jobs", "3", "--dry-run")[1]
-    assert "total: " in alone and "in parallel" not in alone
+    of_one = call(*WORDS, "--models", "vae", "--jobs", "3", "--dry-run")[1]
+    assert "total: " in of_one and "in parallel" not in of_one
     call(*words)
     rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
     assert {row[name] for row in rows for name in TIMES} == {0.0} and len(trained) == 3
