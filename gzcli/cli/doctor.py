@@ -17,7 +17,8 @@ from gzcli.cli.jobs import bytes_of
 from gzcli.core import streams
 from gzcli.core.errors import MissingError, install_line, redacted
 from gzcli.core.trackers import TRACKERS
-from gzcli.store.claims import check_writable, nearest_place
+from gzcli.store.claims import check_writable
+from gzcli.store.files import nearest_place
 from gzcli.store.hub import INCEPTION, hub_home
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
 from gzcli.version import __version__

@@ -125,16 +125,11 @@ def check_empty(folder: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raises OSError if no file can be written into a folder that exists or will be made."""
-    place = nearest_place(folder)
+    place = files.nearest_place(folder)
     if not place.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
     if not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-
-
-def nearest_place(folder: Path) -> Path:
-    """The folder, or its nearest parent that exists."""
-    return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
 
 
 def new_folder(parent: Path, name: str = "") -> Path:

@@ -479,10 +479,14 @@ def syntax(path: Path) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
+def nearest_place(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+
+
 def need_space(folder: Path, size: int) -> None:
     """Raises MissingError unless `size` bytes are free on the disk of `folder`."""
-    while not folder.exists():
-        folder = folder.parent
+    folder = nearest_place(folder)
     if (free := shutil.disk_usage(folder).free) < size:
         message = f"`{folder}` needs {size_in_words(size)} of free space, but has {size_in_words(free)}"
         raise MissingError(message, hint=SPACE)
