@@ -33,7 +33,7 @@ def _flags_in_hints() -> Iterator[None]:
     try:
         yield
     except (UsageError, MissingError) as error:
-        error.hint = error.hint and re.sub(r"--set data\.(size|channels)=", r"--\1 ", error.hint)
+        error.advise(error.hint and re.sub(r"--set data\.(size|channels)=", r"--\1 ", error.hint))
         raise
 
 

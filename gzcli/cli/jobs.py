@@ -18,6 +18,7 @@ from gzcli.cli.model_options import card_for
 from gzcli.cli.options import meant
 from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.hints import Hint, Option, advice
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
 from gzcli.recipe.suggest import suggest
@@ -173,7 +174,9 @@ def run_of(model: str, data: str | None, typed: str | None, check: Callable[[Mod
             check(card)
         shipped = map(pretrained.parts_of, pretrained.names())
         if any(name == spelling(model) and data in (None, of) for name, of in shipped):
-            error.hint = f"{error.hint}; `--pretrained` uses the pretrained model"
+            error.advise(
+                advice("{}; {} uses the pretrained model", error.hint or Hint(""), Option("pretrained"))
+            )
         raise
 
 

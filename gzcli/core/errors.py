@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 
+from gzcli.core.hints import Hint, Part, advice
+
 FLAGGED = 6  # the exit code of `gz ood --input --fail` if an image is flagged or unreadable; not an error
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
@@ -40,10 +42,20 @@ class GzError(Exception):
     # the key `event` of the error's line, for a verb that prints a line of JSON for each event
     event: str | None = None
 
-    def __init__(self, message: str, *, hint: str | None = None):
+    def __init__(self, message: str, *, hint: str | Part | None = None):
         self.message = redacted(message)
-        self.hint = hint and redacted(hint)
+        self.advise(hint)
         super().__init__(self.message)
+
+    def advise(self, hint: str | Part | None) -> None:
+        """Replaces the hint."""
+        self.hint: Hint | None = advice(hint).mapped(redacted) if hint else None
+
+    @property
+    def record(self) -> dict[str, str | None]:
+        """The error as JSON for another process."""
+        python = self.hint and self.hint.python
+        return {"kind": self.kind, "message": self.message, "hint": self.hint, "python": python}
 
 
 class UsageError(GzError):

@@ -107,9 +107,8 @@ def record_status(run: Run, log: Log) -> Iterator[None]:
         if not log.main and run.status().get("error"):
             raise  # keep the first error: this one may only report that another rank is gone
         error = explain(e)
-        fields = {"kind": error.kind, "message": error.message, "hint": error.hint}
         state = next((state for kind, state in STATES.items() if isinstance(error, kind)), "failed")
-        run.update(state=state, code=error.code, error=fields, **ended())
+        run.update(state=state, code=error.code, error=error.record, **ended())
         raise
     if log.main:
         run.update(state="finished", code=0, error=None, **ended())

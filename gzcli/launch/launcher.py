@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli.core import devices, signals, start, streams
 from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
+from gzcli.core.hints import Hint
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, number_in, threads_wanted
 from gzcli.store import claims, files
@@ -449,14 +450,14 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
     killed = returncode in (KILLED, 128 - KILLED) or status.get("lost")
     consequence = killed and (status.get("error") or {}).get("kind") == GzError.kind
     if (recorded := status.get("error")) and not consequence:
-        message, hint = recorded["message"], recorded["hint"]
+        message = recorded["message"]
+        hint = recorded["hint"] and Hint(recorded["hint"], recorded.get("python"))
         if recorded["kind"] == Interrupted.kind:  # with the signal that this process received
             signum = received[0] if received else status["code"] - 128
             raise Interrupted(message, signum=signum, hint=hint)
         raise ERRORS.get(recorded["kind"], GzError)(message, hint=hint)
     error = deduced_error(target, returncode, received)
-    record = {"kind": error.kind, "message": error.message, "hint": error.hint}
-    target.update(state="interrupted" if received else "failed", code=error.code, error=record)
+    target.update(state="interrupted" if received else "failed", code=error.code, error=error.record)
     raise error
 
 

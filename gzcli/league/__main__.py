@@ -28,8 +28,7 @@ def main(folder: Path) -> int:
     if error is None:
         Run(folder).update(state="finished", code=0)
         return 0
-    record = {"kind": error.kind, "message": error.message, "hint": error.hint}
-    Run(folder).update(state="failed", code=error.code, error=record)
+    Run(folder).update(state="failed", code=error.code, error=error.record)
     return error.code
 
 

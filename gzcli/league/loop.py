@@ -135,7 +135,7 @@ def play(
                 raise problem
             rows[i] = judge(train(entry, terms.budget, head, say), entry, terms, facts)
         except Interrupted as error:
-            error.hint = AGAIN
+            error.advise(AGAIN)
             raise
         except GzError as error:
             if heard:  # the signal that ended the entry's command

@@ -367,7 +367,7 @@ def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:
     try:
         value = value_at(sweep, i, rung, record, lambda text: say(f"{words}: {text}"))
     except Interrupted as error:
-        error.hint = AGAIN
+        error.advise(AGAIN)
         raise
     except DivergedError:
         record.values.append(math.inf)
