@@ -91,7 +91,7 @@ class Interrupted(GzError):
 
     kind = "interrupted"
 
-    def __init__(self, message: str, *, signum: int, hint: str | None = None):
+    def __init__(self, message: str, *, signum: int, hint: str | Part | None = None):
         super().__init__(message, hint=hint)
         self.code = 128 + signum
 

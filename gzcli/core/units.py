@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, setting
 
 Size: TypeAlias = int | str  # in the form of `as_size`
 
@@ -97,7 +98,8 @@ def sides(size: Size) -> tuple[int, int]:
     digits = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", size, re.ASCII)
     if not digits:
         raise UsageError(
-            f"`data.size` must be {WORDS}, not `{size}`", hint=f"use `--set data.size={nearest(size)}`"
+            f"`data.size` must be {WORDS}, not `{size}`",
+            hint=advice("use {}", setting("data.size", nearest(size))),
         )
     return int(digits[2] or digits[1]), int(digits[1])
 
@@ -122,7 +124,7 @@ def packable(size: Size) -> Size:
     """The size, in the form of `as_size`, of images that may be packed. Raises UsageError."""
     if not all(side in SIDES for side in sides(size)):
         message = f"`data.size` must be {SIDES[0]} to {SIDES[-1]} pixels per side, not {size}"
-        raise UsageError(message, hint="use `--set data.size=64`")
+        raise UsageError(message, hint=advice("use {}", setting("data.size", 64)))
     return canonical_size(size)
 
 

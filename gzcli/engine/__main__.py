@@ -23,6 +23,7 @@ import psutil
 import torch
 
 from gzcli.core import devices, errors, ranks, streams
+from gzcli.core.hints import advice, gz
 from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import open_pack, pack_options
@@ -134,7 +135,9 @@ def explain(e: BaseException) -> errors.GzError:
         return errors.DeviceError(f"{names} did not respond", hint=hint)
     message = f"{type(e).__name__}: {e}"
     if place := model_files.place_of(e):
-        hint = "test the file with `gz model check`; `GZ_DEBUG=1` shows the traceback"
+        hint = advice(
+            "test the file with {}; `GZ_DEBUG=1` shows the traceback", gz("model check", place.split(":")[0])
+        )
         return errors.UsageError(f"`{place}`: {message}", hint=hint)
     return errors.GzError(message, hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
 

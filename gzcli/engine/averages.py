@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.errors import DamagedError, MissingError, UsageError
+from gzcli.core.hints import Option, advice, setting
 from gzcli.core.sections import TrainSection
 from gzcli.core.types import Batch, Say
 from gzcli.core.units import counted
@@ -124,7 +125,9 @@ def whole_snapshots(run: Run, like: Mapping[str, Tensor], warn: Say) -> dict[int
             warn(f"{e.message}; averaging the others")
     if not whole:
         message = f"no intact snapshot in `{run.snapshots_folder}`"
-        raise MissingError(message, hint="train with `--set train.ema_snapshots=20` to save snapshots")
+        raise MissingError(
+            message, hint=advice("train with {} to save snapshots", setting("train.ema_snapshots", 20))
+        )
     return whole
 
 
@@ -186,7 +189,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         net, metric = judge_of(model, pack, device, log, chosen_by(run, part.train))
     if metric is None and job.length is None:
         message = "no metric can choose the length: `train.best` is `none`, or there are no validation images"
-        raise UsageError(message, hint="choose it yourself: `--length 0.05`")
+        raise UsageError(message, hint=advice("choose it yourself: {}", Option("length", "0.05")))
     model.on_step(step - 1)  # annealed values are those at the end of the training
     ema = EMA(model, part.train.ema, partial(some_images, images, trained))
     usual = checkpoint.read_weights(run.checkpoint(served_by_training(run)).averaged).weights

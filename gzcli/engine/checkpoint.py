@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from gzcli.core import ranks
 from gzcli.core.errors import DamagedError, MissingError
+from gzcli.core.hints import Option, advice, gz
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import DataInfo
 from gzcli.data.readers.values import Values
@@ -94,9 +95,9 @@ def metadata_of(saved: Saved) -> dict[str, str]:
 
 def read_weights(path: Path) -> Saved:
     """What `save_weights` wrote. Raises MissingError if the file is missing or damaged."""
-    hint = "use another checkpoint: `--checkpoint best`"
+    hint = advice("use another checkpoint: {}", Option("checkpoint", "best"))
     if not path.exists():
-        raise MissingError(f"no weights at `{path}`", hint="gz runs list")
+        raise MissingError(f"no weights at `{path}`", hint=gz("runs list"))
     weights, metadata = files.read_tensors(path, hint)
     with files.reading(path, hint):
         info, tree = DataInfo.of(json.loads(metadata["data"])), json.loads(metadata["recipe"])

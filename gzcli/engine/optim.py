@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw
 from gzcli.core import ranks
 from gzcli.core.devices import kind_of
 from gzcli.core.errors import MissingError, UsageError, did_you_mean, install_line
+from gzcli.core.hints import advice, setting
 from gzcli.core.sections import SCHEDULES, OptimSection
 from gzcli.models.base import Phase
 from gzcli.models.nn import is_shape_only
@@ -73,7 +74,7 @@ def adamw8bit(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as e:
-        hint = f"run `{install_line('bitsandbytes')}`, or use `--set optim.name=adamw`"
+        hint = advice(f"run `{install_line('bitsandbytes')}`, or use {{}}", setting("optim.name", "adamw"))
         raise MissingError("`optim.name: adamw8bit` needs the package `bitsandbytes`", hint=hint) from e
     return AdamW8bit(groups, **options)
 

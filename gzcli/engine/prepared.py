@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.hints import Option, advice, setting
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, ImageNoise, mix, moved
 from gzcli.core.units import as_size, by_sides
@@ -149,7 +150,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
         raise UsageError(
             "`data.latent_draw: sample` needs an `AutoencoderKL`: the latents of this run have no "
             "distribution",
-            hint="use `--set data.latent_draw=mode`",
+            hint=advice("use {}", setting("data.latent_draw", "mode")),
         )
     meta = images.pack.meta
     seed = mix(images.seed, "prepare") if images.augment or draw else 0
@@ -178,8 +179,17 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
         raise UsageError(
             f"`data.latent`: `{name}` was trained on images of {by_sides(trained_on.shape)} with "
             f"{trained_on.levels} levels, but these are {by_sides(images.shape)} with {images.levels} levels",
-            hint=f"use `--set data.size={as_size(*sides)} --set data.channels={channels} "
-            f"--set data.levels={trained_on.levels}`",
+            hint=advice(
+                "use {}",
+                Option(
+                    "set",
+                    {
+                        "data.size": as_size(*sides),
+                        "data.channels": channels,
+                        "data.levels": trained_on.levels,
+                    },
+                ),
+            ),
         )
     if trained_on:
         scaling = _measure(autoencoder, pack, images.levels, device)
@@ -189,7 +199,7 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
             message = (
                 f"`data.latent`: `{name}` takes {channels} channels, but the images have {images.shape[0]}"
             )
-            raise UsageError(message, hint=f"use `--set data.channels={channels}`")
+            raise UsageError(message, hint=advice("use {}", setting("data.channels", channels)))
         shift = torch.full((config.latent_channels,), config.shift_factor or 0.0)
         scaling = shift, torch.full((config.latent_channels,), config.scaling_factor)
     of_channels = [values.float().tolist() for values in scaling]

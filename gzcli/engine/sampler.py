@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DeviceError, DivergedError
+from gzcli.core.hints import Option, advice
 from gzcli.core.types import DataInfo, ImageNoise, Progress, Say, no_progress
 from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
@@ -109,7 +110,9 @@ def check_finite(finite: np.ndarray, trained: Trained, warn: Say) -> None:
     n, bad = len(finite), int((~finite).sum())
     if bad and bad == n:
         message = f"`{trained.title}` produced no finite image"
-        hint = "use the default options, `--precision fp32` or `--checkpoint best`"
+        hint = advice(
+            "use the default options, {} or {}", Option("precision", "fp32"), Option("checkpoint", "best")
+        )
         raise NoneFinite(message, hint=hint)
     if bad:
         warn(f"{bad:,} of {n:,} images from `{trained.title}` are not finite and shown in black")

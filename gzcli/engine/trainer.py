@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted, UsageError
+from gzcli.core.hints import gz
 from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.core.units import duration
@@ -172,7 +173,9 @@ class Trainer(Updates):
                 if signum := stop.signal(step + 1):
                     self.save(step + 1)
                     message = f"stopped at step {step + 1} of {self.steps}, checkpoint saved"
-                    raise Interrupted(message, signum=signum, hint=f"gz train {self.run.owner.id} --resume")
+                    raise Interrupted(
+                        message, signum=signum, hint=gz("train", self.run.owner.id, resume=True)
+                    )
                 if due := self.cadence.due(step + 1) | (KINDS if step + 1 == self.steps else set()):
                     self.pause(step + 1, due)
                 if step + 1 == self.end:

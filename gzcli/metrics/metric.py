@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import Option, advice
 
 if TYPE_CHECKING:
     from numpy import ndarray as Array
@@ -126,7 +127,10 @@ def one_distance(chosen: Iterable[Metric]) -> Metric:
     of_both = [metric for metric in chosen if metric.width]
     distances = [metric for metric in of_both if metric.features != "second"] or of_both
     if len(distances) != 1:
-        hint = "use `--metrics fid` for files of pytorch-fid and clean-fid, or `fd` for features of the set"
+        hint = advice(
+            "use {} for files of pytorch-fid and clean-fid, or `fd` for features of the set",
+            Option("metrics", "fid"),
+        )
         raise UsageError(
             f"`mu` and `sigma` need exactly one Fréchet distance among the metrics, not {len(distances)}",
             hint=hint,

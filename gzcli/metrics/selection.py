@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.core.hints import Option, advice
 from gzcli.data.packs.open import counts_of, facts_of, official_counts
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSet, locate, split_sizes
@@ -52,7 +53,10 @@ def choose(
             hint = did_you_mean(name, table) or f"choose from {', '.join(table)}"
             raise UsageError(f"there is no metric `{name}`", hint=hint)
     for message, way in shortages(names, real, split) if real else ():
-        raise UsageError(message, hint=f"{way}, or omit it from `--metrics`" if split == "test" else way)
+        raise UsageError(
+            message,
+            hint=advice(f"{way}, or omit it from {{}}", Option("metrics")) if split == "test" else way,
+        )
     return list(dict.fromkeys(names))
 
 

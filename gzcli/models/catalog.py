@@ -19,6 +19,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.core.hints import advice, gz
 from gzcli.metrics.alarms.methods import LOCAL
 from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.store import model_files
@@ -569,7 +570,7 @@ def card(name: str) -> ModelCard:
     # installed packages are searched last: that takes longer than all else
     if path := model_files.find(name):
         return card_at(path)
-    hint = did_you_mean(name, families()) or "see the names with `gz list models`"
+    hint = did_you_mean(name, families()) or advice("see the names with {}", gz("list", "models"))
     raise UsageError(f"there is no model `{name}`", hint=hint)
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import Option, advice, gz, setting
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.models.base import Model
 from gzcli.models.nn import (
@@ -236,7 +237,9 @@ def over_classes(
     count, most = len(model.data.classes), SUMMED_BY_ODE if model.likelihood == "ode" else SUMMED
     if count > most:
         message = f"log p(x) without labels needs a sum over {count:,} classes, and gz allows at most {most}"
-        raise UsageError(message, hint="pass labels, or use `gz bench`, which computes log p(x | y)")
+        raise UsageError(
+            message, hint=advice("pass labels, or use {}, which computes log p(x | y)", gz("bench"))
+        )
     noises = [*(noise and noise.again() for _ in range(count - 1)), noise]
     every = every_label(model.data, n, next(model.parameters()).device)
     return mixture(torch.stack([log_prob(y, draws) for y, draws in zip(every, noises, strict=True)], 1))
@@ -328,7 +331,10 @@ class Labelled(Model):
         if self.clusters is not None:
             return self.clusters(x, labels, mask)
         if self.labelled and labels is None and not self.label_dropout:
-            hint = "use `gz sample --label`; for other commands, train with `model.label_dropout` above 0"
+            hint = advice(
+                "use {}; for other commands, train with `model.label_dropout` above 0",
+                gz("sample", label=True),
+            )
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels
 
@@ -362,8 +368,8 @@ class Labelled(Model):
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance without labels, or of a model that cannot be guided."""
         if guidance != 1 and not (self.labelled and self.label_dropout):
-            hint = "train with `--set model.conditional=true`, or set `guidance` to 1"
+            hint = advice("train with {}, or set `guidance` to 1", setting("model.conditional", True))
             message = f"`guidance` {guidance:g} needs a conditional model trained with label dropout"
             raise UsageError(message, hint=hint)
         if guidance != 1 and y is None:
-            raise UsageError("guidance needs labels", hint="name them with `--label`")
+            raise UsageError("guidance needs labels", hint=advice("name them with {}", Option("label")))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
+from gzcli.core.hints import advice, gz
 from gzcli.core.sections import SCALES, SECTIONS
 from gzcli.data.sets.registry import is_set
 from gzcli.models import catalog
@@ -156,7 +157,7 @@ def find(what: str) -> Path:
         return shipped[canonical(what)]
     if place := trained_in(what):
         recipe, stage = place
-        hint = f"gz train {recipe} --set stages.{stage}.model.name={canonical(what)}"
+        hint = gz("train", recipe, set={f"stages.{stage}.model.name": canonical(what)})
         message = f"`{what}` cannot be trained alone: it is the stage `{stage}` of `{recipe}`"
         raise UsageError(message, hint=hint)
     if model := model_files.find(what):
@@ -188,7 +189,7 @@ def _added(file: str) -> str:
         hint = f"rename the file, for example to `my_{name}.py`"
         raise UsageError(f"gz already has a model `{name}`", hint=hint)
     if wrong := mistakes(Path(file).expanduser().absolute()):
-        raise UsageError("\n".join(wrong), hint=f"see the details with `gz model check {file}`")
+        raise UsageError("\n".join(wrong), hint=advice("see the details with {}", gz("model check", file)))
     return name
 
 

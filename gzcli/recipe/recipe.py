@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, gz, setting
 from gzcli.core.sections import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
 from gzcli.data.packs.augment import AUGMENTS, parse_augment
 from gzcli.data.sets.registry import EXTRAS, SPECS, DataSet, DataSpec, extras_in_words
@@ -171,7 +172,7 @@ def check_batch_of(part: Part, data: PackMeta) -> None:
         fits = 1 << (n.bit_length() - 1)
         raise UsageError(
             f"`train.batch_size` is {part.train.batch_size}, but `{data.name}` has {n} training images",
-            hint=f"use `--set train.batch_size={fits}`",
+            hint=advice("use {}", setting("train.batch_size", fits)),
         )
 
 
@@ -191,7 +192,7 @@ def check_strategy(part: Part, card: ModelCard) -> None:
     ):
         if value == refused:
             what = f"`{key}: {str(value).lower()}` {why}"
-            hint = f"use `--set {key}={instead}`"
+            hint = advice("use {}", setting(key, instead))
             raise UsageError(f"{what}, which `launch.strategy: fsdp` does not support", hint=hint)
 
 
@@ -230,8 +231,10 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -
     name, (_, height, width) = data.name, data.shape
     if card.square and height != width:
         message = f"`{card.name}` needs square images, but those of `{name}` are {width}×{height}"
-        hint = (
-            f"use `--set data.size={min(height, width)}` to crop them; add `--set data.fit=pad` to pad them"
+        hint = advice(
+            "use {} to crop them; add {} to pad them",
+            setting("data.size", min(height, width)),
+            setting("data.fit", "pad"),
         )
         raise UsageError(message, hint=hint)
     if part.data.fit == "aspect" and not card.aspects:
@@ -239,16 +242,21 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -
         message = (
             f"`{spelling(card.name)}` trains on images of one shape, so `data.fit: aspect` does not apply"
         )
-        raise UsageError(message, hint=f"use `--set data.fit=crop` or `pad`; several shapes work with {able}")
+        raise UsageError(
+            message,
+            hint=advice(f"use {{}} or `pad`; several shapes work with {able}", setting("data.fit", "crop")),
+        )
     needed = [extra for extra in EXTRAS if extra in card.needs]
     if lacking := [extra for extra in needed if extra not in data.extras]:
         able = ", ".join(spec.name for spec in SPECS.values() if set(needed) <= set(spec.extras))
-        hint = f"data sets that have them: {able or 'none'}; or use a folder with a `metadata.jsonl`"
+        hint = advice(f"data sets that have them: {able or 'none'}; or use a folder with a `metadata.jsonl`")
         raise UsageError(f"`{card.name}` needs {extras_in_words(lacking)}, but `{name}` has none", hint=hint)
     count = data.classes if isinstance(data.classes, int) else len(data.classes or ())
     if "second_domain" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
-        hint = f"data sets of two classes: {', '.join(paired)}; or use a folder with `trainA` and `trainB`"
+        hint = advice(
+            f"data sets of two classes: {', '.join(paired)}; or use a folder with `trainA` and `trainB`"
+        )
         message = f"`{card.name}` needs images of two domains, but `{name}` has {count or 'no'} classes"
         raise UsageError(message, hint=hint)
     if part.data.latent and not card.latents:
@@ -258,7 +266,9 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -
     conditional = part.options.get("conditional") is True
     if count or not (conditional or "labels" in card.needs):
         return
-    hint = f"`gz train {suggest(0)} --data {part.data.name or name}`, or sort the images into class folders"
+    hint = advice(
+        "{}, or sort the images into class folders", gz("train", suggest(0), data=part.data.name or name)
+    )
     if conditional and "labels" not in card.needs:
-        hint += "; or `--set model.conditional=false`"
+        hint = advice("{}; or {}", hint, setting("model.conditional", False))
     raise UsageError(f"`{card.name}` needs labels, but `{name}` has none", hint=hint)

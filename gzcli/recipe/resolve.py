@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
+from gzcli.core.hints import Option, advice
 from gzcli.core.sections import MEETING, PER_DIMENSION, SCALES, DataSection, leaves, part_of, plain
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.facts import FEW_IMAGES, SHAPES, Facts
@@ -323,7 +324,7 @@ def _without_scale(flags: Mapping[str, Any], start: Weights) -> dict[str, Any]:
     scale, trained_scale = flags.get("scale"), start.tree.get("scale")
     if scale not in (None, trained_scale):
         whose = f"has the scale `{trained_scale}`" if trained_scale else "has no scale"
-        hint = "omit it, and set the length with `--steps` or `--minutes`"
+        hint = advice("omit it, and set the length with {} or {}", Option("steps"), Option("minutes"))
         raise UsageError(
             f"`--scale {scale}` does not apply: the network comes from `{start.name}`, which {whose}",
             hint=hint,

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.hints import gz
 from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import RUN_ID, Run
@@ -34,7 +35,7 @@ def claimed(run: Run) -> Iterator[None]:
     """Keeps other processes from training, changing or removing a run and its stages within the block. Raises
     UsageError if another process has claimed it, MissingError if it no longer exists."""
     owner = run.owner
-    gone = MissingError(f"the run `{owner.id}` no longer exists", hint="gz runs list")
+    gone = MissingError(f"the run `{owner.id}` no longer exists", hint=gz("runs list"))
     if not owner.path.is_dir():
         raise gone
     with files.lock(owner.claim_file, wait=False) as acquired:
@@ -87,7 +88,7 @@ def check_removable(run: Run) -> None:
     """Raises UsageError for a stage, for a run that a process trains or reads, and for anything outside the
     store."""
     if run.owner is not run:
-        raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
+        raise UsageError(f"`{run.id}` is a stage of a run", hint=gz("runs remove", run.owner.id))
     _check_in_store(run.path)
     if run.is_held:
         raise in_use(run)

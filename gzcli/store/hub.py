@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
@@ -60,7 +61,7 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
         hint = "use a folder, or a hub id such as `owner/name`"
         raise MissingError(f"`{key}`: the folder `{name}` does not exist", hint=hint)
     gated = "(a gated model needs `HF_TOKEN`)"
-    hint = f"run `hf download {name}` online {gated}, or use `--set {key}=FOLDER`"
+    hint = advice(f"run `hf download {name}` online {gated}, or use {{}}", setting(key, "FOLDER"))
     return _snapshot(name, f"`{key}`: the weights of `{name}` are", hint, files, "model")
 
 

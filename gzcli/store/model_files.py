@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.core.hints import advice, gz
 from gzcli.store.files import lock, read_json, write_atomic, write_json
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -35,7 +36,7 @@ def add(file: str | Path) -> str:
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise MissingError(
-            f"there is no model file `{file}`", hint=f"create it with `gz model new {path.stem}`"
+            f"there is no model file `{file}`", hint=advice("create it with {}", gz("model new", path.stem))
         )
     if not can_be_named(path.stem):
         hint = "name it with lower-case letters, digits and `_`, such as `maf.py`"
@@ -133,7 +134,7 @@ def _trusted(file: Path) -> Path:
     elsewhere."""
     if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
         message = f"this run includes a model file, `{file}`, which gz does not run until you trust it"
-        hint = f"read it, then trust it by running `gz model check {file}`"
+        hint = advice("read it, then trust it by running {}", gz("model check", file))
         raise UsageError(message, hint=hint)
     return file
 

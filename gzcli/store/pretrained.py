@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean, matching
+from gzcli.core.hints import advice, gz
 from gzcli.core.sections import titled
 from gzcli.core.units import count, duration, short, size
 from gzcli.store.files import read_json, safetensors_header
@@ -130,7 +131,7 @@ def file_of(ref: str, data: str | None = None) -> Path:
     parts = {stem: parts_of(stem) for stem in every_name}
     sets = {key: stem for stem, (model, key) in parts.items() if matching(name, [model])}
     if not sets:
-        hint = did_you_mean(name, every_name) or "`gz list pretrained` lists them"
+        hint = did_you_mean(name, every_name) or advice("{} lists them", gz("list", "pretrained"))
         raise UsageError(f"no pretrained model is called `{name}`", hint=hint)
     if data is None:
         first = [key for key in FIRST if key in sets] or list(sets)
@@ -139,7 +140,8 @@ def file_of(ref: str, data: str | None = None) -> Path:
         return _file(sets[key])
     message = f"there is no pretrained `{name}` for `{data}`"
     raise MissingError(
-        message, hint=f"use one for {', '.join(sets)}, or train one: `gz train {name} --data {data}`"
+        message,
+        hint=advice(f"use one for {', '.join(sets)}, or train one: {{}}", gz("train", name, data=data)),
     )
 
 

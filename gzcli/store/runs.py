@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, did_you_mean, matching
+from gzcli.core.hints import Option, advice, gz
 from gzcli.core.units import Size
 from gzcli.store import files, index
 from gzcli.store.claims import check_removable, claimed, remove_folder
@@ -114,13 +115,14 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
     owner = next((run for run in runs if run.alias == alias or run.id == alias), None)
     if owner and not _is_stillborn(owner):
         raise UsageError(
-            f"the name `{alias}` is already used for `{owner.id}`", hint="choose another `--name`"
+            f"the name `{alias}` is already used for `{owner.id}`",
+            hint=advice("choose another {}", Option("name")),
         )
     if matching(alias, recipe_names()):  # it would hide the model's recipe
-        hint = f"choose another `--name`, such as `{alias}-1`"
+        hint = advice(f"choose another {{}}, such as `{alias}-1`", Option("name"))
         raise UsageError(f"`{alias}` is the name of a model", hint=hint)
     if not re.fullmatch(r"[^\W_][\w.-]*", alias):
-        hint = "use letters, digits, `-`, `_` and `.`, and begin with a letter or digit"
+        hint = advice("use letters, digits, `-`, `_` and `.`, and begin with a letter or digit")
         raise UsageError(f"`--name {alias}` is not a valid name", hint=hint)
 
 
@@ -197,18 +199,20 @@ def find(ref: str, *, data: str | None = None, typed: str | None = None) -> Run:
             raise DamagedError(error["message"], hint=error["hint"])
         if state != "finished" and run.weights is None:
             is_running = state == "running"
-            hint = "wait for its first checkpoint" if is_running else f"gz train {ref} --resume"
+            hint = "wait for its first checkpoint" if is_running else gz("train", ref, resume=True)
             raise MissingError(f"`{run.id}` has no weights yet ({state})", hint=hint)
         return run
     model = spelling(ref)
     if model not in recipe_names() and not all_runs(model=model):
         if place := trained_in(ref):
             message = f"`{ref}` has no runs: it is a stage of other models"
-            raise UsageError(message, hint=f"gz sample {place[0]}")
+            raise UsageError(message, hint=gz("sample", place[0]))
         if "/" in ref or Path(ref).suffix[1:].isalpha():
             exists = Path(ref).expanduser().exists()
             message = f"`{ref}` is not a run or a weights file" if exists else f"`{ref}` does not exist"
-            hint = "give the folder of a run, its `model.safetensors`, or a name from `gz runs list`"
+            hint = advice(
+                "give the folder of a run, its `model.safetensors`, or a name from {}", gz("runs list")
+            )
             raise MissingError(message, hint=hint)
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
         hint = did_you_mean(ref, options) or "gz list models · gz runs list"

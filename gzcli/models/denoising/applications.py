@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gzcli.core.errors import MissingError, UsageError, install_line
+from gzcli.core.hints import Option, advice, setting
 from gzcli.core.types import Applied, Batch, Noise, Progress, no_progress
 from gzcli.core.units import by_sides
 from gzcli.models.denoising import samplers
@@ -445,7 +446,7 @@ class Applications(Denoiser):
 
     def check_conditional(self, verb: str) -> None:
         if not self.conditional:
-            hint = "train it with `--set model.conditional=true`"
+            hint = advice("train it with {}", setting("model.conditional", True))
             raise UsageError(f"only a conditional model can {verb}", hint=hint)
 
     # ---- out-of-distribution scores
@@ -537,7 +538,7 @@ class Degradation:
         at_least(2 if options.operator == "super" else 1, factor=options.factor)
         if options.operator == "super" and any(side % options.factor for side in shape[1:]):
             message = f"images of {by_sides(reversed(shape[1:]))} cannot be reduced {options.factor} times"
-            raise UsageError(message, hint="choose another `--factor`")
+            raise UsageError(message, hint=advice("choose another {}", Option("factor")))
 
     def __call__(self, x: Tensor, noise: Tensor, i: int) -> tuple[Any, Tensor, Tensor]:
         """For image i: the operator, the measurement, and an image of full size that shows the

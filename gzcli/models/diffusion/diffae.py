@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import gz
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model, Phase
 from gzcli.models.denoising.applications import interpolate_images
@@ -173,7 +174,7 @@ class CodeApplications(Model):
         """
         coder = self.coder
         if coder.head is None:
-            raise UsageError("`edit` needs a model of data with labels", hint="gz list data")
+            raise UsageError("`edit` needs a model of data with labels", hint=gz("list", "data"))
         at_least(1, steps=steps)
         z, labels = coder.encode(x), spread_labels(labels, len(x), coder.data, x.device)
         x_T = coder.invert(x, z, steps, half_progress(progress, 0))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.base import Model
 from gzcli.models.denoising.denoiser import TimeOptions, conditions_of
@@ -57,7 +58,7 @@ class Reflow(FlowMatching):
         conditions = conditions_of(teacher, labels)
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
         if not isinstance(teacher.process, CondOT):
-            hint = "train it with `--set model.process=straight`"
+            hint = advice("train it with {}", setting("model.process", "straight"))
             raise UsageError("the stage `teacher` is a flow on curved paths", hint=hint)
         shift = teacher.process.shift
         flow = FlowOptions(prediction=teacher.prediction, bounded=teacher.bounded, shift=shift)

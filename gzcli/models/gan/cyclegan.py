@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import Option, advice
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import Labels, from_levels, to_fp32, to_levels
@@ -323,7 +324,8 @@ class CycleGAN(Model):
             rows = rows[(y == 0) == from_a]
         if not len(rows):
             raise UsageError(
-                f"none of these images can be translated {direction}", hint="use `--direction auto`"
+                f"none of these images can be translated {direction}",
+                hint=advice("use {}", Option("direction", "auto")),
             )
         x = (self.there_and_back if back else self.to_other_domain)(x[rows], from_a)
         progress(1, 1, x)

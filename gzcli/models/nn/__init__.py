@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gzcli.core.devices import kind_of
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, gz
 from gzcli.core.types import Applied, DataInfo
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -119,7 +120,9 @@ def needs_labels(conditional: bool, data: DataInfo) -> bool:
     """The value of the option `conditional`. Raises UsageError if it is true although the data have no
     labels."""
     if conditional and not data.classes:
-        hint = "set `model.conditional` to `false`, or choose a set with classes from `gz list data`"
+        hint = advice(
+            "set `model.conditional` to `false`, or choose a set with classes from {}", gz("list", "data")
+        )
         raise UsageError("`model.conditional` needs a data set with labels", hint=hint)
     return conditional
 

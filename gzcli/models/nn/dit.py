@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.core.units import as_size
 from gzcli.models.nn import ClassEmbedding, Classes, at_least, stacked, zero_init
 from gzcli.models.nn.layers import LayerNorm, RMSNorm, softmax_attention
@@ -223,7 +224,7 @@ def default_patch(h: int, w: int, tokens: int) -> int:
         fits = as_size(*(max(8, math.floor(side * scale / 8) * 8) for side in (h, w)))
         raise UsageError(
             f"images of {w}×{h} make {h * w // patch**2:,} patches of {patch}×{patch}, too many to train on",
-            hint=f"use `--set data.size={fits}`, or set `model.patch` or `data.latent`",
+            hint=advice("use {}, or set `model.patch` or `data.latent`", setting("data.size", fits)),
         )
     return patch
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.models.nn import at_least, on_levels, to_fp32, within
 
 # at e^-7, a quarter of a bin of 256 levels, nearly all mass is in one bin already
@@ -70,8 +71,11 @@ class Pixels:
         if kind == "bernoulli" and levels != 2:
             raise UsageError(
                 f"`model.pixels: bernoulli` needs images of 2 grey levels, but these have {levels or 'none'}",
-                hint="binarise them with `--set data.levels=2`, or use `--set model.pixels=logistic` for any "
-                "number of levels",
+                hint=advice(
+                    "binarise them with {}, or use {} for any number of levels",
+                    setting("data.levels", 2),
+                    setting("model.pixels", "logistic"),
+                ),
             )
         self.kind, self.levels = kind, levels
         self.size, self.uniforms = channels * (1 if kind == "bernoulli" else 2), channels

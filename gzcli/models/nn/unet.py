@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.core.types import DataInfo
 from gzcli.models.nn import ClassEmbedding, Classes, Modules, stacked, with_rows, zero_init
 from gzcli.models.nn.layers import Attention, GroupNorm
@@ -195,7 +196,9 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
 
         if self.patch > 1:
-            raise UsageError("diffusers has no U-Net with patches", hint="train with `--set model.patch=1`")
+            raise UsageError(
+                "diffusers has no U-Net with patches", hint=advice("train with {}", setting("model.patch", 1))
+            )
         halvings = len(self.config["block_out_channels"]) - 1
         if any(side % 2**halvings for side in size):
             raise UsageError(

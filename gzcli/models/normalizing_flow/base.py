@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.core.units import as_size
 from gzcli.models.labelled import ClusterOptions, Labelled
@@ -300,7 +301,7 @@ class ImageFlow(Labelled):
 
     def check_edit(self) -> None:
         if not self.conditional:
-            hint = "train it with `--set model.conditional=true`"
+            hint = advice("train it with {}", setting("model.conditional", True))
             raise UsageError("only a class-conditional flow can edit", hint=hint)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import BatchEncoding
 
 from gzcli.core.errors import MissingError, UsageError, first_line
+from gzcli.core.hints import advice, setting
 from gzcli.models.nn import is_shape_only
 from gzcli.models.stable_diffusion import tiny
 from gzcli.models.stable_diffusion.kinds import Config, Kind, kind_of
@@ -138,6 +139,6 @@ def _build_empty(name: str) -> Kind:
     """The base built from its configs, without weights and vocabularies."""
     config = configs(name)
     if config is None:
-        hint = f"run `hf download {name}`, then add `--set model.base=FOLDER`"
+        hint = advice(f"run `hf download {name}`, then add {{}}", setting("model.base", "FOLDER"))
         raise MissingError(f"`model.base`: the size of `{name}` is unknown until it is downloaded", hint=hint)
     return kind_of(config, name).built(config, BlankTokenizer)

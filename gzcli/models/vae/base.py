@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import Option, advice, setting
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
 from gzcli.models.labelled import LabelOptions
@@ -265,7 +266,11 @@ class LabelledVAE(Model):
         if labels is None and not self.label_dropout:
             raise UsageError(
                 "this model was trained without a null label, so it needs labels",
-                hint="give them with `--label`, or train with `--set model.label_dropout=0.1`",
+                hint=advice(
+                    "give them with {}, or train with {}",
+                    Option("label"),
+                    setting("model.label_dropout", 0.1),
+                ),
             )
         return self.labels(labels, n, drop)
 
