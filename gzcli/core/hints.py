@@ -10,7 +10,11 @@ from typing import Any
 
 # verb → the function of Python that does the same
 CALLS = {verb: f"gzcli.{verb}" for verb in ("train", "ood", "bench", "which", "league", "sweep")}
-LISTS = {"models": "gzcli.models()", "data": "gzcli.datasets()", "runs": "gzcli.runs()"}
+LISTS = {
+    **dict.fromkeys(("list", "list models"), "gzcli.models()"),
+    **dict.fromkeys(("data list", "list data"), "gzcli.datasets()"),
+    **dict.fromkeys(("runs list", "list runs"), "gzcli.runs()"),
+}
 KEYWORDS = {"in": "data", "label": "labels", "score": "scores"}  # flag → keyword, if they differ
 PLACEHOLDER = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ|…[],")  # the letters of words such as `NAME|PATH`
 
@@ -56,8 +60,8 @@ class Command:
     @property
     def python(self) -> str:
         """The equivalent call; the command itself if Python has none."""
-        if self.verb == "list":
-            return LISTS.get("".join(self.names) or "models", self.shell)
+        if listed := LISTS.get(" ".join([self.verb, *map(str, self.names)])):
+            return listed
         if self.verb == "sample":
             return self._sample()
         call = CALLS.get(self.verb)
@@ -96,8 +100,8 @@ Part = Command | Option | Hint
 
 def gz(verb: str, *names: Any, **options: Any) -> Command:
     """The command `gz VERB NAMES --OPTIONS`. Options that are None, False or empty are absent."""
-    present = {key: value for key, value in options.items() if value not in (None, False, {})}
-    return Command(verb, names, tuple(Option(*pair) for pair in present.items()))
+    absent = {key for key, value in options.items() if value is None or value is False or value == {}}
+    return Command(verb, names, tuple(Option(*pair) for pair in options.items() if pair[0] not in absent))
 
 
 def setting(key: str, value: Any) -> Option:
