@@ -1,12 +1,11 @@
-"""An image in the terminal, shown by the protocol of kitty, iTerm or sixel, otherwise with half blocks in
-24-bit colour. Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get only the path."""
+"""An image in the terminal, shown by the protocol of iTerm, otherwise with half blocks in 24-bit colour.
+Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get only the path."""
 
 from __future__ import annotations
 
 import base64
 import io
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 WIDEST, HIGHEST, ROWS = 640, 480, 24  # most pixels of a picture, and most rows of blocks
-CHUNK = 4096  # most characters in a part of kitty's protocol
-COLOURS = 64  # colours of a sixel picture
 # programs of terminals that show a link by another text
 LINKING = ("iTerm.app", "WezTerm", "vscode", "ghostty", "Hyper")
 VTE = 5000  # first version in which the terminals of GNOME and Xfce show links
@@ -29,14 +26,9 @@ def protocol() -> str | None:
     """The protocol by which this terminal can show an image, judged by its environment; None if there is
     none."""
     env = os.environ
-    program, term = env.get("TERM_PROGRAM", ""), env.get("TERM", "")
-    if "TMUX" not in env and not term.startswith("screen"):
-        if term == "xterm-kitty" or program in ("ghostty", "WezTerm"):
-            return "kitty"
-        if program == "iTerm.app":
-            return "iterm"
-        if term.startswith(("foot", "mlterm")) or "sixel" in term:
-            return "sixel"
+    direct = "TMUX" not in env and not env.get("TERM", "").startswith("screen")
+    if direct and env.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm"):
+        return "iterm"
     return "blocks" if env.get("COLORTERM") in ("truecolor", "24bit") else None
 
 
@@ -52,7 +44,7 @@ def drawn(path: Path, way: str) -> str | None:
     if way == "blocks":
         columns, lines = shutil.get_terminal_size()
         return blocks(fitted(image, min(columns, 80), 2 * min(lines - 4, ROWS)))
-    return {"kitty": kitty, "iterm": iterm, "sixel": sixel}[way](fitted(image, WIDEST, HIGHEST))
+    return iterm(fitted(image, WIDEST, HIGHEST))
 
 
 def link(path: Path) -> str | None:
@@ -76,40 +68,10 @@ def fitted(image: Image.Image, wide: int, high: int) -> Image.Image:
 # ---------------------------------------------------------------------------- protocols
 
 
-def kitty(image: Image.Image) -> str:
-    """Kitty's protocol, https://sw.kovidgoyal.net/kitty/graphics-protocol: a PNG in parts; `m=0` marks the
-    last."""
-    text = base64.b64encode(png(image)).decode()
-    parts = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
-    heads = ["a=T,f=100,", *[""] * (len(parts) - 1)]
-    more = [*[1] * (len(parts) - 1), 0]
-    return "".join(f"\033_G{h}m={m};{part}\033\\" for h, m, part in zip(heads, more, parts, strict=True))
-
-
 def iterm(image: Image.Image) -> str:
     """iTerm's protocol, https://iterm2.com/documentation-images.html"""
     content = png(image)
     return f"\033]1337;File=inline=1;size={len(content)}:{base64.b64encode(content).decode()}\a"
-
-
-def sixel(image: Image.Image) -> str:
-    """Sixel's protocol (DEC, VT340): bands of six rows, each written once for every colour in it. A letter
-    has a bit for each row, and `!5x` means `xxxxx`."""
-    import numpy as np
-
-    indexed = image.quantize(COLOURS)
-    pixels, palette = np.asarray(indexed), indexed.getpalette() or []
-    colours = [palette[3 * i : 3 * i + 3] for i in range(len(palette) // 3)]
-    text = ["\033Pq"]
-    text += [f"#{i};2;" + ";".join(str(round(v / 2.55)) for v in rgb) for i, rgb in enumerate(colours)]
-    for y in range(0, len(pixels), 6):
-        band = pixels[y : y + 6]
-        for colour in np.unique(band):
-            bits = ((band == colour) << np.arange(len(band))[:, None]).sum(0)
-            letters = bytes((63 + bits).astype(np.uint8)).decode()
-            text.append(f"#{colour}" + re.sub(r"(.)\1{3,}", lambda m: f"!{len(m[0])}{m[1]}", letters) + "$")
-        text.append("-")
-    return "".join([*text, "\033\\"])
 
 
 def blocks(image: Image.Image) -> str:
