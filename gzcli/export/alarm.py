@@ -396,6 +396,8 @@ def run(job: PortableJob, folder: Path, device: Any, log: Log) -> dict[str, Any]
     """Writes the alarm of a method without training to `job.out`. Returns the JSON of `gz ood --export`."""
     check("crop")
     good = methods.open_good(job, log.info)
+    for note in good.notes:
+        log.info(note)
     alarm = methods.alarm_of(good, job, log.info)
     facts = methods.facts(good, alarm, job)
     spec = {key: facts[key] for key in ("method", "settings", "hash", "fitted_on")}

@@ -146,7 +146,9 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     assert levels is not None
     home = open_pack(trained.part.data.name, **trained.form, say=log.info)
     check_unchanged(trained.run.owner.path, home.meta)
-    held_out, fitted = split_held_out(home, is_good_test(locate(trained.part.data.name), "alarm"))
+    held_out, fitted, notes = split_held_out(home, is_good_test(locate(trained.part.data.name), "alarm"))
+    for note in notes:
+        log.info(note)
     held_out = replace(held_out, index=np.sort(held_out.index[:HELD_OUT]))
     name = map_of(trained.model, (), trained.name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from gzcli.judge.local import enlarged
 from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import Scoring, Table, batches_of, map_of, write_csv
 from gzcli.metrics import conformal
+from gzcli.metrics.alarms import copies
 from gzcli.metrics.alarms.cross import USUAL, quantiles
 from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS
 from gzcli.metrics.interval import subset
@@ -37,6 +38,7 @@ from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 
 SHOWN, COLUMNS = 16, 8  # images of each kind on the sheet, and per row
+READ = 1024  # images that are read at once
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
     which its pixels seed. The held-out images that calibrate were not used to fit a score."""
     scoring = Scoring(job, device, log)
     trained = scoring.trained
-    held_out, fitted = calibrate(job, scoring)
+    held_out, fitted, remarks = calibrate(job, scoring)
     least_images = conformal.fewest(job.fpr, len(scoring.names))
     shows = shown_map(scoring) if job.maps else None
     pictures = open_pictures(job, trained.form, log)
@@ -147,7 +149,7 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
         fold=np.zeros(n, np.int64),
         spread=spread,
         compared={"split": held_out.split, "n": n, "needed": least_images},
-        notes=chosen_in_words(scoring),
+        notes=[*remarks, *chosen_in_words(scoring)],
         levels=trained.images.levels,
         shows=shows,
         maps=maps,
@@ -184,57 +186,86 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
             "folds": len(calibrated.models),
             "bound": calibrated.bound(job.fpr),
         },
-        notes=methods.notes(alarm, job.fpr),
+        notes=methods.notes(good, alarm, job.fpr),
         levels=None,
         shows=name if job.maps and METHODS[name].mapped else None,
         maps=maps,
     )
 
 
-def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
+def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick, list[str]]:
     """Splits the held-out images into those to compare with, in random order, and those to fit scores on.
-    Also chooses the score of an alarm. Raises UsageError if there are too few images for the rate."""
-    needed = conformal.fewest(job.fpr, 1 if scoring.is_free else len(scoring.names))
-    held_out, fitted = split_held_out(scoring.home, is_good_test(locate(job.ins), job.verb), needed)
+    Also returns notes on copies, and chooses the score of an alarm. Raises UsageError if there are too few
+    images for the rate."""
+    needed, home = conformal.fewest(job.fpr, 1 if scoring.is_free else len(scoring.names)), scoring.home
+    held_out, fitted, notes = split_held_out(home, is_good_test(locate(job.ins), job.verb), needed)
     if job.calibrate:
         pack = open_pack(job.calibrate, **scoring.trained.form, foreign=True, say=scoring.log.info)
         order = np.random.default_rng(0).permutation(pack.meta.counts["test"])
         if fitted.split == held_out.split:
             both = np.sort(np.concatenate([fitted.index, held_out.index]))
             fitted = replace(fitted, index=both[subset(len(both), FIT)])
-        held_out = Pick(pack, "test", order, by_content=True)
+        held_out, notes = without_copies(Pick(pack, "test", order, by_content=True), training(home), fitted)
     names = scoring.names[:1] if scoring.is_free else scoring.names
     total = len(held_out.index)
     if not job.calibrate and fitted.split == held_out.split:  # at a lower rate, these would calibrate too
         total += len(fitted.index)
-    check_held_out(total, job, names, scoring.home)
+    check_held_out(total, job, names, home, notes)
     if scoring.is_free:
         scoring.choose(fitted)
-    return held_out, fitted
+    return held_out, fitted, notes
 
 
-def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple[Pick, Pick]:
-    """The held-out images to compare with, in random order, and those to fit scores on (500, or a quarter).
-    If fewer than `needed` would remain to compare with, scores are fitted on training images. Held-out images
-    are the validation images and, `with_test`, the test images; a tiny set may have test images only. Raises
-    UsageError for a set without either."""
+def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple[Pick, Pick, list[str]]:
+    """The held-out images to compare with, in random order, those to fit scores on (500, or a quarter), and
+    notes on copies. If fewer than `needed` would remain to compare with, scores are fitted on training
+    images. Held-out images are the validation images and, `with_test`, the test images, without copies of
+    training images. A tiny set may have test images only. Raises UsageError for a set without either."""
     counts = home.meta.counts
     split = "+".join(["val"] * bool(counts["val"]) + ["test"] * (with_test or not counts["val"]))
-    total = count_of(home, split)
+    order = np.random.default_rng(0).permutation(count_of(home, split))
+    every, notes = without_copies(Pick(home, split, order, by_content=True), training(home))
+    total, order = len(every.index), every.index
     if not total:
-        none = "neither validation nor test images to compare with"
-        raise UsageError(f"`{home.meta.reference}` has {none}")
-    order = np.random.default_rng(0).permutation(total)
+        none = f"`{home.meta.reference}` has neither validation nor test images to compare with"
+        raise UsageError(": ".join([none, *notes]))
     k = min(FIT, total // 4)
     if total - k < needed <= total:
-        few = subset(home.meta.counts["train"], FIT)
-        return Pick(home, split, order, by_content=True), Pick(home, "train", few)
-    return Pick(home, split, order[k:], by_content=True), Pick(home, split, np.sort(order[:k]))
+        return every, Pick(home, "train", subset(counts["train"], FIT)), notes
+    return replace(every, index=order[k:]), Pick(home, split, np.sort(order[:k])), notes
 
 
-def check_held_out(total: int, job: AlarmJob, names: Sequence[str], home: Pack) -> None:
-    """Raises UsageError if there are too few held-out images for the false-alarm rate. The hint is a command
-    that reaches the rate."""
+def training(home: Pack, split: str = "train") -> Pick:
+    """All images of one or several splits."""
+    return Pick(home, split, np.arange(count_of(home, split)))
+
+
+def without_copies(pick: Pick, *used: Pick) -> tuple[Pick, list[str]]:
+    """A pick without copies of its own images and of those that a run was trained on or a score is fitted to,
+    and a note if any is left out."""
+    title = pick.pack.meta.reference
+    if any(each.pack.meta.streamed for each in (pick, *used)):  # to decode all of it takes too long
+        return pick, [f"`{title}` was not searched for copies of training images, because a set is streamed"]
+    order = np.sort(pick.index)
+    keys = list(hashes(replace(pick, index=order)))
+    wanted = set(keys)
+    seen = {key for each in used for key in hashes(each) if key in wanted}
+    kept = pick.index[np.isin(pick.index, order[copies.originals(keys, seen)])]
+    if len(kept) == len(order):
+        return pick, []
+    return replace(pick, index=kept), [copies.in_words(len(order) - len(kept), title, fitting=True)]
+
+
+def hashes(pick: Pick) -> Iterator[bytes]:
+    """The hashes of the images of a pick, in which some are read at once."""
+    pick = replace(pick, size=READ)
+    for i in range(len(pick)):
+        yield from copies.hashes(pick[i : i + 1].images())
+
+
+def check_held_out(total: int, job: AlarmJob, names: Sequence[str], home: Pack, why: Sequence[str]) -> None:
+    """Raises UsageError if there are too few held-out images for the false-alarm rate. The message ends with
+    `why`; the hint is a command that reaches the rate."""
     n, least_images = total if job.n is None else min(job.n, total), conformal.fewest(job.fpr, len(names))
     if n >= least_images:
         return
@@ -243,6 +274,7 @@ def check_held_out(total: int, job: AlarmJob, names: Sequence[str], home: Pack) 
     least = conformal.lowest_rate(n, len(names))
     rate = f"a false-alarm rate of {percent(job.fpr)}{by}"
     message = f"{rate} needs {least_images:,} held-out images, but there are only {n:,}"
+    message = ": ".join([message, *(why if n == total else [])])
     hint = f"use {fewer}{larger}`--fpr {least:g}%` or more, or give more good images with `--calibrate DIR`"
     if (line := methods.line_that_reaches(job, home)) and not (fewer or larger):
         hint += f"; or use no model: `{line}`"

@@ -25,7 +25,15 @@ from gzcli.data.sets.registry import Form, OwnSet
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.judge import methods
-from gzcli.judge.alarm import calibrate, chosen_in_words, heat, maps_by, shown_map
+from gzcli.judge.alarm import (
+    calibrate,
+    chosen_in_words,
+    heat,
+    maps_by,
+    shown_map,
+    training,
+    without_copies,
+)
 from gzcli.judge.images import Pick
 from gzcli.judge.scores import Scoring, model_maps, write_csv
 from gzcli.metrics import conformal
@@ -139,7 +147,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
 def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
     """Inspects by a method that needs no training. It is fitted to the good training images only."""
     good = methods.open_good(job, log.info)
-    check_good(good.pack)
+    tested, names, remarks = good_images(good.pack)
     defects = open_defective(Path(job.input), layout, good.form, log.info)
     alarm = methods.alarm_of(good, job, log.info)
     calibrated = alarm.calibrated
@@ -155,25 +163,19 @@ def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
         shown = np.concatenate([each for each in maps if each is not None]) if has_maps else None
         return Judged(calibrated.p_values(every), every.mean(1), shown)
 
-    facts, remarks = methods.facts(good, alarm, job), methods.notes(alarm, job.fpr)
-    names = good.pack.names("test") or []
-    tested, bad = judge(np.asarray(good.pack.images("test"))), judge(defects.images)
-    return Set(facts, tested, names, bad, defects, tuple(remarks))
+    facts, remarks = methods.facts(good, alarm, job), [*remarks, *methods.notes(good, alarm, job.fpr)]
+    return Set(facts, judge(tested.images()), names, judge(defects.images), defects, tuple(remarks))
 
 
 def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) -> Set:
     """Inspects by the scores of a run, as `alarm.by_run` does."""
     scoring = Scoring(job, device, log)
-    trained, home = scoring.trained, scoring.home
-    check_good(home)
+    trained = scoring.trained
+    tested, names, remarks = good_images(scoring.home)
     defects = open_defective(Path(job.input), layout, trained.form, log.info)
-    held_out, fitted = calibrate(job, scoring)
+    held_out, fitted, copied = calibrate(job, scoring)
     least_images = conformal.fewest(job.fpr, len(scoring.names))
-    packs = {"good": home, "bad": defects.pack}
-    sets = {
-        name: Pick(pack, "test", np.arange(pack.meta.counts["test"]), by_content=True, unbounded=True)
-        for name, pack in packs.items()
-    }
+    sets = {"good": tested, "bad": replace(tested, pack=defects.pack, index=np.arange(len(defects.kinds)))}
 
     def picks(n: int | None) -> dict[str, Pick]:
         index = np.sort(held_out.index[: None if n is None else max(n, least_images)])
@@ -190,8 +192,8 @@ def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) 
         return Judged(conformal.bonferroni(np.stack(p)), first, shows(sets[name]) if shows else None)
 
     good, bad = judge("good"), judge("bad")
-    remarks = tuple(chosen_in_words(scoring))
-    return Set(scoring.facts(), good, home.names("test") or [], bad, defects, remarks)
+    remarks += [*copied, *chosen_in_words(scoring)]
+    return Set(scoring.facts(), good, names, bad, defects, tuple(remarks))
 
 
 def highest(values: np.ndarray) -> np.ndarray:
@@ -200,10 +202,16 @@ def highest(values: np.ndarray) -> np.ndarray:
     return np.where(finite, values, values[finite].max(initial=0) + 1 + abs(values[finite]).max(initial=0))
 
 
-def check_good(home: Pack) -> None:
-    if not home.meta.counts["test"]:
+def good_images(home: Pack) -> tuple[Pick, list[str], list[str]]:
+    """The good test images without copies of other good images, the names of their files, and notes on
+    copies. Raises UsageError if there are none."""
+    test = Pick(home, "test", np.arange(home.meta.counts["test"]), by_content=True, unbounded=True)
+    good, remarks = without_copies(test, training(home, "train+val"))
+    if not len(good.index):
         hint = "put good images that are not used for training into `test/good`"
-        raise UsageError(f"`{home.meta.title}` has no good test images", hint=hint)
+        raise UsageError(": ".join([f"`{home.meta.title}` has no good test images", *remarks]), hint=hint)
+    names = home.names("test")
+    return good, [names[i] for i in good.index] if names else [], remarks
 
 
 def write(judged: Set, folder: Path, fpr: float) -> dict[str, str]:

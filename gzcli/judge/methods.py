@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from gzcli.data.readers.folder import open_path
 from gzcli.data.sets.registry import DataSet, OwnSet, locate
 from gzcli.judge.images import Pick
 from gzcli.metrics import conformal
+from gzcli.metrics.alarms import copies
 from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate
 from gzcli.metrics.alarms.choice import FEWEST, Choice, choose, detection, set_aside
 from gzcli.metrics.alarms.fitted import Fitted
@@ -35,19 +36,23 @@ class Good:
     form: the options of packs of the same form.
     splits: splits of the images. `test` is among them only if gz has split it off itself, because it may
       otherwise contain anything. In an inspection set, the test images are judged instead.
-    held_out: images for calibration, to which nothing is fitted. None: the good images calibrate, by
-      cross-validation.
+    images: the images, without copies.
+    calibrating: the pack of further good images. None: the good images calibrate, by cross-validation.
+    held_out: the images of `calibrating`, without copies of each other and of images for fitting.
+    notes: notes on copies.
     """
 
     pack: Pack
     form: PackOptions
     splits: tuple[str, ...]
     images: np.ndarray
-    held_out: Pack | None
+    calibrating: Pack | None
+    held_out: np.ndarray | None
+    notes: tuple[str, ...]
 
     @property
     def split(self) -> str:
-        return self.held_out.meta.title if self.held_out else "+".join(self.splits)
+        return self.calibrating.meta.title if self.calibrating else "+".join(self.splits)
 
 
 def open_good(job: AlarmJob, say: Say) -> Good:
@@ -57,12 +62,30 @@ def open_good(job: AlarmJob, say: Say) -> Good:
     own_test = isinstance(data, OwnSet) and is_good_test(data, job.verb)
     splits = SPLITS if own_test else SPLITS[:2]
     images = np.concatenate([np.asarray(pack.images(split)) for split in splits if pack.meta.counts[split]])
-    calibrating = None
+    images, keys, notes = without_copies(images, pack.meta.title)
+    calibrating, held_out, why = None, None, notes
     if job.calibrate:
         calibrating = open_pack(job.calibrate, **form, foreign=True, say=say)
-    good = Good(pack, form, splits, images, calibrating)
-    check_good_images(good, job)
+        used = keys if METHODS[job.method or DEFAULT].fits else []
+        further = np.asarray(calibrating.images("test"))
+        held_out, _, why = without_copies(further, calibrating.meta.title, used)
+        notes = [*notes, *why]
+    good = Good(pack, form, splits, images, calibrating, held_out, tuple(notes))
+    check_good_images(good, job, why)
     return good
+
+
+def without_copies(
+    images: np.ndarray, title: str, used: Sequence[bytes] = ()
+) -> tuple[np.ndarray, list[bytes], list[str]]:
+    """The images of a set without copies of each other and of the images for fitting with these hashes. Also
+    their hashes, and a note if any image is left out."""
+    keys = copies.hashes(images)
+    rows = copies.originals(keys, set(used))
+    if len(rows) == len(keys):
+        return images, keys, []
+    note = copies.in_words(len(keys) - len(rows), title, fitting=bool(used))
+    return images[rows], [keys[i] for i in rows], [note]
 
 
 def open_home(job: ScoreJob, say: Say) -> tuple[Pack, PackOptions]:
@@ -89,22 +112,25 @@ def is_good_test(data: DataSet, verb: str) -> bool:
     return not isinstance(data, OwnSet) or not open_path(data.path, data.form).counts.get("test")
 
 
-def check_good_images(good: Good, job: AlarmJob) -> None:
-    """Raises UsageError if there are too few good images for the false-alarm rate. The hint is a command that
-    reaches the rate."""
+def check_good_images(good: Good, job: AlarmJob, why: Sequence[str]) -> None:
+    """Raises UsageError if there are too few good images for the false-alarm rate. The message ends with
+    `why`; the hint is a command that reaches the rate."""
     needed = conformal.fewest(job.fpr)
-    n = good.held_out.meta.counts["test"] if good.held_out else len(good.images)
+    further = good.held_out is not None
+    n = len(good.images if good.held_out is None else good.held_out)
     if n >= needed:
         return
-    of = "further good images" if good.held_out else "good images"
+    of = "further good images" if further else "good images"
     rate = f"a false-alarm rate of {percent(job.fpr)}"
     least = conformal.lowest_rate(n)
-    more = f"{needed:,} images" + ("" if good.held_out else ", or more good ones with `--calibrate DIR`")
+    more = f"give {needed:,} images"
+    more += " that are not in `--in`" if further else ", or more good ones with `--calibrate DIR`"
     line = line_of(job, job.method or DEFAULT, least / 100)
     message = f"{rate} needs {needed:,} {of}, but there are only {n:,}"
+    message = ": ".join([message, *why])
     if least >= 100:
         raise UsageError(message, hint=more)
-    raise UsageError(message, hint=f"use `--fpr {least:g}%` or more, as in `{line}`; or give {more}")
+    raise UsageError(message, hint=f"use `--fpr {least:g}%` or more, as in `{line}`; or {more}")
 
 
 def line_of(job: AlarmJob, method: str, fpr: float) -> str:
@@ -129,13 +155,12 @@ def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
     name, held_out = job.method or DEFAULT, good.held_out
 
     def make() -> Alarm:
-        held_out_images = None if held_out is None else np.asarray(held_out.images("test"))
-        return calibrate(good.images, name, held_out=held_out_images, needed=needed)
+        return calibrate(good.images, name, held_out=held_out, needed=needed)
 
     needed = conformal.fewest(job.fpr)
     aside = set_aside(len(good.images), name, needed if held_out is None else 0)
     key = {"images": good.pack.meta.digest, "splits": good.splits, "method": name, "aside": aside}
-    return stored(key | {"held_out": held_out and held_out.meta.digest}, make, say)
+    return stored(key | {"held_out": good.calibrating and good.calibrating.meta.digest}, make, say)
 
 
 def without_model(good: Pick, bad: Pick) -> dict[str, float]:
@@ -171,10 +196,10 @@ def facts_in(choice: Choice, fitted: Fitted, pack: Pack, fitted_on: int, job: Sc
     }
 
 
-def notes(alarm: Alarm, fpr: float) -> list[str]:
+def notes(good: Good, alarm: Alarm, fpr: float) -> list[str]:
     """Notes on how the method was chosen and on what its calibration guarantees."""
     calibrated = alarm.calibrated
-    lines = choice_in_words(alarm.choice, calibrated.models[0])
+    lines = [*good.notes, *choice_in_words(alarm.choice, calibrated.models[0])]
     if len(calibrated.models) == 1:
         lines.append(f"calibrated on images not used for fitting: at most {percent(fpr)} are flagged")
     else:

@@ -200,7 +200,7 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
 def test_held_out_images_are_scored_by_the_rule_of_pictures(trained, tmp_path):
     """A copy of a held-out image has its score, so it ties with it; and each seed has other noise."""
     pack = open_pack("digits")
-    compared, _ = alarm.split_held_out(pack)
+    compared, *_ = alarm.split_held_out(pack)
     np.savez(tmp_path / "val.npz", images=replace(compared, index=np.sort(compared.index)).images())
     draws = []
     for seed in (0, 1):
@@ -324,7 +324,7 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
     # `local` is the maximum of this map against those of held-out images
     result = judged(tmp_path, pictures, scores=("local",), maps=True)
     settings, pack = result["settings"], open_pack("digits")
-    held_out, fitting = alarm.split_held_out(pack)
+    held_out, fitting, _ = alarm.split_held_out(pack)
 
     def maps(images):
         x = quantise(torch.from_numpy(np.array(images)), 17)
@@ -565,6 +565,60 @@ def test_files_of_any_names(good, tmp_path):
     with (tmp_path / "alarm.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert {row["file"] for row in csv.DictReader(file)} == names
     assert len(digest(tmp_path / "today")) == 64
+
+
+def test_a_copy_of_an_image_for_fitting_does_not_calibrate(good, tmp_path, pictures):
+    """Whatever its name and folder are. It would score too low, so that every new good image is flagged."""
+    further = tmp_path / "further"
+    further.mkdir()
+    for i, path in enumerate(sorted(good.iterdir())):
+        (further / f"again{i}.png").write_bytes(path.read_bytes())
+    words = {"method": "pca", "calibrate": str(further), "fpr": 0.05}
+    with pytest.raises(UsageError, match="needs 19 further good images, but there are only 0: 70 images of"):
+        by_method(good, pictures, tmp_path, **words)
+    new = np.asarray(open_pack("digits").images("test"))[:40]
+    for i, image in enumerate([*new, new[0]]):
+        Image.fromarray(image[0]).save(further / f"new{i}.png")
+    mixed = by_method(good, pictures, tmp_path, **words)
+    (note,) = (note for note in mixed["notes"] if "left out" in note)
+    assert note.startswith("71 images of") and mixed["compared"]["n"] == 40
+    np.savez(tmp_path / "new.npz", images=new)
+    alone = by_method(good, pictures, tmp_path, **words | {"calibrate": str(tmp_path / "new.npz")})
+    assert alone["thresholds"] == pytest.approx(mixed["thresholds"]) and "left out" not in str(alone["notes"])
+    assert by_method(good, pictures, tmp_path, **words | {"method": "png"})["compared"]["n"] == 110, "no fit"
+
+
+def test_a_copy_among_the_good_images_is_in_no_other_fold(good, tmp_path, pictures):
+    alone = by_method(good, pictures, tmp_path, method="pca")
+    for i in range(30):
+        (good / f"zz{i}.png").write_bytes((good / f"{i:03d}.png").read_bytes())
+    result = by_method(good, pictures, tmp_path, method="pca")
+    assert result["compared"] | {"split": ""} == alone["compared"] | {"split": ""}
+    assert result["notes"][0] == f"30 images of `{good}` left out, as copies of others"
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_a_copy_of_a_training_image_is_not_compared_with(trained, tmp_path, pictures, monkeypatch, further):
+    """Neither one of `--calibrate` nor a held-out image of the run's own set."""
+    pack = open_pack("digits")
+    images, copied = np.asarray(pack.images("test")), np.asarray(pack.images("train"))[:50]
+    if further:
+        words = {"scores": ("nll",), "calibrate": str(tmp_path / "further.npz")}
+        np.savez(tmp_path / "further.npz", images=np.concatenate([copied, 255 - images[:60]]))
+        result = judged(tmp_path, pictures, **words)
+        assert result["compared"]["n"] == 60
+        assert any(note.startswith("50 images of") for note in result["notes"])
+        np.savez(tmp_path / "further.npz", images=copied)
+        refused("but there are only 0: 50 images of", judged, tmp_path, pictures, **words)
+        return
+    read = type(pack).images
+    changed = np.concatenate([copied, images[50:]])
+    monkeypatch.setattr(
+        type(pack), "images", lambda self, of, **_: changed if of == "test" else read(self, of)
+    )
+    held_out, fitted, (note,) = alarm.split_held_out(pack)
+    assert len(held_out.index) + len(fitted.index) == pack.meta.counts["val"] + 305
+    assert note.startswith("50 images of `digits` left out")
 
 
 def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path, pictures):
