@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from gzcli.engine.log import Log
 from gzcli.engine.trainer import Trainer
@@ -102,10 +103,19 @@ def run_at(step: int, alias: str | None = None, patience: float = 240) -> Run:
 
 def in_process(folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """In place of `launch.run`: the engine in this process."""
-    from gzcli.engine.__main__ import main
     from gzcli.launch.launcher import outcome
 
-    return outcome(Run(folder), main(folder), [])
+    return outcome(Run(folder), engine(folder), [])
+
+
+def engine(folder: Path) -> int:
+    """The exit code of the engine in this process. As in its own, model files from the command line are
+    unknown."""
+    from gzcli.engine.__main__ import main
+    from gzcli.store import model_files
+
+    with patch.dict(model_files._typed, clear=True):
+        return main(folder)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -68,8 +68,8 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
     """`launch.run` without its process, in the environment that it gives to one: several processes are forks
     of this one, and the launcher has no part in them. `started`, the real one, is for GPUs."""
     from forks import forked
+    from helpers import engine
 
-    from gzcli.engine.__main__ import main
     from gzcli.launch.launcher import environment, outcome
     from gzcli.store.runs import Run
 
@@ -80,9 +80,9 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
     os.environ.clear()
     os.environ.update(variables)
     if plan.distributed:
-        ended = forked(plan.processes, partial(main, folder))
+        ended = forked(plan.processes, partial(engine, folder))
         return outcome(Run(folder), next(filter(None, ended), 0), [])
-    return outcome(Run(folder), main(folder), [])
+    return outcome(Run(folder), engine(folder), [])
 
 
 def toy(url: str, content: bytes) -> Any:

@@ -73,6 +73,7 @@ def main(folder: Path) -> int:
         try:
             with record_status(run, log):
                 devices.check_planned()
+                model_files.add_copies(run.path)
                 job = jobs.read(run.path)
                 train(run, log) if job is None else work(run, job, log)
         except BaseException as e:

@@ -39,7 +39,6 @@ from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.models import catalog
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
-from gzcli.store import model_files
 from gzcli.store.jobs import IMAGE_COSTS, SCORE_COSTS, TrialJob
 from gzcli.store.runs import Run
 
@@ -83,7 +82,6 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """{"parts": […]}: for each part, the `params`, `flops` and `kernels` of a step. If a step is tried, also
     its `seconds` and `bytes`; for a part that draws, the result of `try_drawing`, and for one that scores, of
     `try_scoring`. A failed attempt has an `error`, and a mistake in the recipe its hint as `refused`."""
-    model_files.add_copies(folder)
     results = []
     for row in job.parts:
         result: dict[str, Any] = {"timed": row["timed"], "error": None}

@@ -606,6 +606,39 @@ def test_what_a_page_says_can_be_done(name, tmp_path, home):
     follow(scripts(TEXTS[name]), tmp_path)
 
 
+@pytest.mark.launch
+def test_what_the_readme_says_of_a_model_of_one_s_own(tmp_path, home):
+    """In processes of their own: that of the training knows the model from the run alone."""
+    lines = re.findall(r"run `(gz model new .*)`, then `(gz train \..*)`", TEXTS["README"])
+    follow([*lines[0]], tmp_path)
+
+
+OWN = """gz model new maf
+gz model check ./maf.py
+gz train ./maf.py --data digits --name first
+gz train first --resume --steps 24
+gz sample first -n 4 --out drawn
+gz bench first --data digits -n 60
+gz train first --data glyphs
+gz train ../flat.py --data digits --cpu --processes 2 --name second
+gz train ../flat.py --data digits --set train.init=second
+gz ood second --in digits --out glyphs -n 100 --score nll,local
+gz bench --train-missing --models ./maf.py,../flat.py --data digits --budget 2s -n 60 --jobs 2
+gz sweep ../flat.py --data digits --set optim.lr=1e-3,1e-4 --budget 10s"""
+FLAT = "from gzcli.models.vae.vae import VAE\n\n\nclass Flat(VAE):\n    paper = 'ours'\n"
+
+
+@pytest.mark.slow
+@pytest.mark.launch
+def test_every_verb_takes_a_model_of_one_s_own(tmp_path, home):
+    (tmp_path / "flat.py").write_text(FLAT)
+    follow(OWN.splitlines(), tmp_path)
+    script = "import gzcli\nrun = gzcli.train('./flat.py', data='digits', steps=2)\nrun.sample(2)\n"
+    how = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, **how)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_the_workflow_of_the_alarm_stops_on_a_foreign_picture(tmp_path, home):
     """The step of the page, by bash, and the exported script's in its place."""

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from helpers import in_process
 
 from gzcli import testing
 from gzcli.core.errors import MissingError, UsageError
@@ -22,8 +22,7 @@ from gzcli.engine.__main__ import explain
 from gzcli.models import catalog
 from gzcli.recipe.files import mistakes, read_header
 from gzcli.recipe.resolve import resolve
-from gzcli.store import jobs, model_files
-from gzcli.store.files import write_json
+from gzcli.store import model_files
 from gzcli.store.run_folder import Run
 from gzcli.testing import CHECKS, Case, fault_of
 
@@ -274,15 +273,8 @@ def test_a_file_with_the_name_of_a_model_of_gz_changes_nothing(write, monkeypatc
 
 def test_a_plan_tries_a_step_of_a_file(write, call, monkeypatch):
     """The process of the trial knows only the folder of its job."""
-    from gzcli.engine import forecast
-
-    def engine(folder, *args, **options):
-        monkeypatch.setattr(model_files, "_typed", {})
-        result = forecast.run(jobs.read(folder), folder, torch.device("cpu"), None)
-        write_json(Run(folder).result_file, result)
-
     monkeypatch.setenv("GZ_TRIAL", "1")
-    monkeypatch.setattr("gzcli.launch.launcher.run", engine)
+    monkeypatch.setattr("gzcli.launch.launcher.run", in_process)
     code, out, err = call("train", str(write()), "--cpu", "--dry-run")
     assert code == 0 and "28.6K parameters" in out, err
 
