@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -13,7 +15,7 @@ from gzcli.core.hints import Option
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_FLAG = re.compile(r"`--?([a-z][a-z-]*)`")
+_OPTION = re.compile(r"`--?([a-z][a-z-]*)(?: ([^`]+))?`")
 
 
 def spoken(call: Callable[P, T]) -> Callable[P, T]:
@@ -25,8 +27,19 @@ def spoken(call: Callable[P, T]) -> Callable[P, T]:
         try:
             return call(*words, **options)
         except GzError as e:
-            message = _FLAG.sub(lambda flag: f"`{Option(flag[1]).keyword}`", e.message)
+            message = _OPTION.sub(_keyword, e.message)
             e.args = (f"{message}\nhint: {e.hint.python}" if e.hint else message,)
             raise
 
     return speaking
+
+
+def _keyword(option: re.Match[str]) -> str:
+    """A quoted option of a message as a keyword: "`--steps 9`" becomes "`steps=9`"."""
+    name, text = option.groups()
+    if text is None:
+        return f"`{Option(name).keyword}=…`"
+    key, is_setting, value = text.partition("=") if name == "set" else ("", "", text)
+    with suppress(ValueError):
+        value = json.loads(value)
+    return f"`{Option(name, {key: value} if is_setting else value).python}`"

@@ -332,8 +332,8 @@ class Labelled(Model):
             return self.clusters(x, labels, mask)
         if self.labelled and labels is None and not self.label_dropout:
             hint = advice(
-                "use {}; for other commands, train with `model.label_dropout` above 0",
-                gz("sample", label=True),
+                "draw images with {}; for other commands, train with `model.label_dropout` above 0",
+                Option("label"),
             )
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError, redacted
-from gzcli.core.hints import advice, gz
 from gzcli.core.streams import printable
 from gzcli.core.units import by_sides
 from gzcli.report.document import Chart, Document, Picture, Section, Series, Text, number
@@ -206,7 +205,7 @@ def read(place: Path) -> Results:
     """The results in a folder, or in the folder of a named file."""
     folder = place.parent if place.is_file() else place
     if not folder.is_dir():
-        hint = advice("give the folder that {} or {} prints after `files:`", gz("bench"), gz("ood"))
+        hint = "give the folder that `gz bench` or `gz ood` prints after `files:`"
         raise MissingError(f"there is no folder `{place}`", hint=hint)
     empty = Results(folder / FILES[0], {}, {}, 0.0)
     job = clean(files.read_object(path, ANEW)) if empty.may_read(path := Run(folder).job_file) else {}
@@ -215,7 +214,7 @@ def read(place: Path) -> Results:
         if not result.keys().isdisjoint(("rows", "results", "files", "defects")):
             check(path, result)
             return Results(path, clean(result), job, path.stat().st_mtime)
-    hint = advice("give the folder that contains `bench.json` or `ood.json`")
+    hint = "give the folder that contains `bench.json` or `ood.json`"
     raise UsageError(f"`{folder}` contains no results of `gz bench` or `gz ood`", hint=hint)
 
 

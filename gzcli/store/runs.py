@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import secrets
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -228,10 +227,12 @@ def _of_model(model: str, data: str | None, typed: str | None) -> Run:
     message = f"no finished run of `{model}`" + (f" on `{typed}`" if typed else "")
     newest = next((run for run in of_model if run.state == "running" or run.weights), None)
     if newest is None:
-        hint = f"gz train {model}" + (f" --data {shlex.quote(typed)}" if typed else "")
-        if alternative := choose([run for run in all_runs(data=data) if data and run.state == "finished"]):
-            hint += f", or use your run `{alternative.alias or short_names([alternative])[alternative.id]}`"
-        raise MissingError(message, hint=hint)
+        train = gz("train", model, data=typed)
+        alternative = choose([run for run in all_runs(data=data) if data and run.state == "finished"])
+        if alternative is None:
+            raise MissingError(message, hint=train)
+        name = alternative.alias or short_names([alternative])[alternative.id]
+        raise MissingError(message, hint=advice(f"{{}}, or use your run `{name}`", train))
     name = newest.alias or short_names([newest])[newest.id]
     state = "being trained" if newest.state == "running" else newest.state
     hint = f"to use its newest checkpoint, pass `{name}`" if newest.weights else "it has no checkpoint yet"

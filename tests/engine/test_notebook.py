@@ -15,7 +15,6 @@ from helpers import in_process
 from PIL import Image
 
 import gzcli
-from gzcli.core.spoken import in_python
 from gzcli.data.readers import memory
 from gzcli.launch import launcher
 from gzcli.store import model_files
@@ -403,25 +402,6 @@ def test_an_error_speaks_python(run):
         with pytest.raises(gzcli.GzError) as error:
             call()
         assert words in str(error.value) and "--" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("typed", "called"),
-    [
-        ("gz train ddpm --data mnist --steps 9", 'gzcli.train("ddpm", data="mnist", steps=9)'),
-        ("gz sample vae --data digits -n 4", 'gzcli.load("vae", data="digits").sample(n=4)'),
-        ("gz ood ddpm --in a --out b", 'gzcli.ood("ddpm", data="a", out="b")'),
-        ("gz list models --can ood", "gzcli.models()"),
-        ("`gz data list` shows the names", "`gzcli.datasets()` shows the names"),
-        ("`--set data.size=32` crops, `--set data.fit=pad` not", None),
-        ("`hf download a/b`, then `--set model.base=FOLDER`", None),
-        ("`gz data download mnist` (11 MB)", "`gz data download mnist` (11 MB)"),
-        ("pip install 'gzcli[datasets]'", "pip install 'gzcli[datasets]'"),
-    ],
-)
-def test_a_command_becomes_a_call(typed, called):
-    words = in_python(typed)
-    assert words == called if called else "--set" not in words and "set={" in words
 
 
 def test_bars_are_drawn_below_the_cell(run, monkeypatch):
