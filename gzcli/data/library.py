@@ -203,11 +203,12 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     if path is None:
         raise MissingError(f"`{root}` has no list of `{name}` for `{benchmark.name}`")
     lines = [line.strip().rsplit(maxsplit=1)[0] for line in path.read_text().splitlines() if line.strip()]
-    sources = [(root / PICTURES / line).absolute() for line in lines]
-    if lost := [source for source in sources if not source.is_file()]:
+    below = root / PICTURES
+    sources = [(below / line).absolute() for line in lines]
+    if lost := [source for source in sources if not files.is_below(source, below)]:
         hint = "download them with OpenOOD's download script"
-        message = f"{len(lost):,} of the {len(sources):,} images in `{path}` are missing, such as `{lost[0]}`"
-        raise MissingError(message, hint=hint)
+        some = f"{len(lost):,} of the {len(sources):,} images in `{path}`"
+        raise MissingError(f"{some} are not files below `{below}`, such as `{lost[0]}`", hint=hint)
     digest = hashlib.sha256(os.fsencode("\n".join(map(str, sources)))).hexdigest()[:16]
     folder = cache_dir("imglists", f"{name}-{digest}")
     with files.lock(folder.with_name(f".{folder.name}.lock")):

@@ -702,6 +702,54 @@ def test_labels_that_are_plain_numbers_or_texts(tmp_path, home, capfd):
     assert capfd.readouterr() == ("", "") and not (home / "datasets").exists()
 
 
+def naming(folder: Path, name: str) -> Path:
+    """A parquet of nine images, each a file below the folder, and of one with this name."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    write(folder, {f"a/{i}.png": png(RED) for i in range(9)})
+    names = [*(f"a/{i}.png" for i in range(9)), name]
+    pq.write_table(
+        pa.table({"image": [{"bytes": None, "path": name} for name in names]}), folder / "x.parquet"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["{}/private.png", "../private.png", "a/../../private.png", "link.png", "no.png"]
+)
+def test_a_parquet_names_files_of_its_own_set_only(tmp_path, name):
+    write(tmp_path, {"private.png": png(BLUE)})
+    folder, name = tmp_path / "set", name.format(tmp_path)
+    naming(folder, name)
+    (folder / "link.png").symlink_to(tmp_path / "private.png")
+    for path in (folder, folder / "x.parquet"):
+        refused(f"row 9 of `.*x.parquet` names `{name}`, which is not", open_pack, path, error=MissingError)
+        assert nothing_half_written()
+
+
+def test_a_parquet_names_files_in_folders_and_in_the_cache_of_the_hub(tmp_path):
+    assert sum(open_pack(naming(tmp_path / "set", "a/0.png")).meta.counts.values()) == 10
+    blobs, snapshot = naming(tmp_path / "blobs", "b.png"), tmp_path / "snapshot"
+    for name in ("x.parquet", "b.png", *(f"a/{i}.png" for i in range(9))):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blobs / name.replace("b.png", "a/0.png"))
+    assert sum(open_pack(snapshot).meta.counts.values()) == 10
+
+
+@pytest.mark.parametrize(
+    "about",
+    [b"[1]", b"{", b"\xff", b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}'],
+)
+def test_what_a_parquet_says_of_its_columns_may_be_anything(tmp_path, about):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet(tmp_path / "x.parquet", 9)
+    table = pq.read_table(tmp_path / "x.parquet")
+    pq.write_table(table.replace_schema_metadata({b"huggingface": about}), tmp_path / "x.parquet")
+    refused(r"x.parquet` cannot be read", open_pack, tmp_path, error=MissingError)
+    pq.write_table(pa.table({"image": table["image"]}), tmp_path / "y.parquet")
+    parquet(tmp_path / "x.parquet", 9)
+    refused(r"y.parquet` cannot be read: it has no column `label`", open_pack, tmp_path, error=MissingError)
+
+
 def test_layouts_of_parquet(tmp_path):
     names = (
         "default/{}/0000.parquet",  # as the hub converts
