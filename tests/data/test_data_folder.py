@@ -239,6 +239,30 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
         open_pack("good")
 
 
+UNREADABLE = Path("/proc/self/mem")  # a regular file that even root cannot read at its beginning
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="it is a file of Linux")
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_a_file_that_cannot_be_read_is_left_out_as_one_that_does_not_decode(tmp_path, kind):
+    folder = write(tmp_path / "p", {f"{i}.png": png((i, 0, 9)) for i in range(9)} if kind == "png" else {})
+    folder.mkdir(exist_ok=True)
+    for i in range(9) if kind == "npy" else ():
+        np.save(folder / f"{i}.npy", np.full((8, 8), i, np.float32))
+    (folder / f"00.{kind}").symlink_to(UNREADABLE)
+    unread = f"`{folder}/00.{kind}` cannot be read: Input/output error"
+    assert "--skip-bad" in refused(unread, open_pack, folder, error=MissingError).hint
+    assert nothing_half_written()
+    scored = open_pack(OwnSet(folder, form=Form(skip_bad=True, layout="flat")), foreign=True)
+    assert scored.meta.skipped == (unread,) and scored.names("test") == [f"{i}.{kind}" for i in range(9)]
+    if kind == "png":
+        assert [image[0, 0, 0] for image in scored.images("test")] == list(range(9))
+        assert crops_of(OwnSet(folder), None) == []
+        refused(unread, read_pictures, folder, size=8, channels=3, limit=None, error=MissingError)
+    (folder / "metadata.jsonl").symlink_to(UNREADABLE)
+    refused("metadata.jsonl` cannot be read: Input/output error", open_path, folder, error=MissingError)
+
+
 def test_mixed_sizes_and_unreadable_pictures_are_one_error(tmp_path, monkeypatch):
     files = {f"{i}.png": png(RED, (16 + 8 * (i == 3), 16)) for i in range(9)}
     bad = {"0.png": b"x", "5.png": files["5.png"][:-30], "7.png": b"\0\0\0\x18ftypheic"}

@@ -27,15 +27,17 @@ from gzcli.data.readers.images import (
     METADATA,
     PICTURE_KINDS,
     TABLES,
+    Content,
     Encoded,
     Folders,
     Members,
     PictureFilter,
     RawImages,
+    bytes_in,
+    content_of,
     is_picture,
     is_regular,
     may_be_picture,
-    read_regular,
     split_of,
     without_outer,
 )
@@ -101,7 +103,7 @@ def read_pictures(
         hint = "give an image, or a folder, zip or tar of images"
         raise MissingError(f"`{path}` does not exist", hint=hint)
     if path.is_file() and is_picture(path.name):
-        encoded = iter([(str(path), read_regular(path))])
+        encoded: Iterator[tuple[str, Content]] = iter([(str(path), content_of(path))])
     else:
         members = open_members(path, is_picture)
         if not members.names:
@@ -190,7 +192,7 @@ def _numbered(labels: set[str], in_files: bool) -> tuple[tuple[str, ...], dict[s
 
 def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of some members. An archive is not opened for an empty list."""
-    return members.read(names) if names else iter(())
+    return ((name, bytes_in(content)) for name, content in (members.read(names) if names else ()))
 
 
 def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:

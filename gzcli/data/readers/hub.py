@@ -16,7 +16,16 @@ import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, first_line, install_line
 from gzcli.core.units import counted
-from gzcli.data.readers.images import PROBES, Block, Blocks, RawImages, is_regular, read_regular, split_of
+from gzcli.data.readers.images import (
+    PROBES,
+    Block,
+    Blocks,
+    Content,
+    RawImages,
+    content_of,
+    is_regular,
+    split_of,
+)
 from gzcli.data.sets.registry import CAPTIONS, further_of
 from gzcli.store.files import is_below, read_object
 
@@ -140,12 +149,12 @@ class Rows:
         """The cells of a column in order."""
         return [cell for part in self._parts() for cell in self._cells(part, column)]
 
-    def pictures(self, column: str) -> Iterator[bytes | None]:
+    def pictures(self, column: str) -> Iterator[Content | None]:
         """The encoded images of a column in order; None for an empty cell."""
         for part in self._parts():
             yield from self._pictures(part, column)
 
-    def spread_rows(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
+    def spread_rows(self, column: str, n: int) -> Iterator[tuple[int, Content | None]]:
         """(row, encoded image) of about n rows spread over the files: the first rows of n parts."""
         parts, first = [], 0
         for part in self._parts():
@@ -178,12 +187,12 @@ class Rows:
             for batch in file.iter_batches(BATCH_ROWS, columns=[column], row_groups=[part.group]):
                 yield from batch.column(0).to_pylist()
 
-    def _pictures(self, part: Part, column: str) -> Iterator[bytes | None]:
+    def _pictures(self, part: Part, column: str) -> Iterator[Content | None]:
         path = self.paths[part.file]
         for row, cell in enumerate(self._cells(part, column), part.first):
             yield self._picture(path, row, cell) if isinstance(cell, dict) else cell
 
-    def _picture(self, path: Path, row: int, cell: dict[str, Any]) -> bytes | None:
+    def _picture(self, path: Path, row: int, cell: dict[str, Any]) -> Content | None:
         """The encoded image of a cell, which may name a file of the set instead of containing the image.
         Raises MissingError for any other file, as the set may come from a stranger."""
         if cell["bytes"] is not None or cell.get("path") is None:
@@ -192,7 +201,7 @@ class Rows:
         # in the hub's cache, all files of a set are links into one folder
         linked = os.path.islink(file) and is_below(Path(os.path.realpath(file)), path.resolve().parent)
         if linked or is_below(file, self.root):
-            return read_regular(file)
+            return content_of(file)
         message = f"row {row} of `{path}` names `{cell['path']}`, which is not a file below `{self.root}`"
         raise MissingError(message, hint="store the image in the row, or put its file into that folder")
 
@@ -256,7 +265,7 @@ def dataset_folder(path: Path) -> RawImages:
     splits = {split: rows for split, rows in splits.items() if not labels or split in labels}
     caption = next((name for name in CAPTIONS if name in kinds), None)
 
-    def checked_picture(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
+    def checked_picture(column: str, split: str, i: int, picture: Content | None) -> tuple[str, Content]:
         place = f"{split if column == image else f'{split}.{column}'}[{i}]"
         if picture is None:
             raise UsageError(f"`{path}` has no image in `{place}`", hint="remove the row or the column")

@@ -27,6 +27,7 @@ from gzcli.data.readers.images import (
     MARKS,
     Folders,
     Members,
+    bytes_in,
     is_picture,
     is_regular,
     split_of,
@@ -80,7 +81,7 @@ def _listed(members: Members, lists: list[str]) -> dict[str, str]:
     rows = (
         row
         for _, data in members.read(lists)
-        for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))
+        for row in csv.DictReader(io.StringIO(bytes_in(data).decode("utf-8-sig", "replace")))
     )
     pairs = ((row.get("image"), row.get("label")) for row in rows)
     return {
