@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import tarfile
+import time
 import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -491,6 +492,53 @@ def test_a_table_without_labels_is_skipped_with_a_reason(tmp_path, table, why):
     assert classes == () and notes == [f"`list.csv` skipped: {why}"]
 
 
+CATS_TABLE = "file,label\n0.png,cat\n1.png,Kätzchen\n2.png,cat\n3.png,Kätzchen\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (CATS_TABLE.encode("latin-1"), "probably LATIN1: byte 0xE4 in line 3"),
+        (CATS_TABLE.replace("ä", "€").encode("cp1252"), "probably WINDOWS-1252: byte 0x80 in line 3"),
+        (CATS_TABLE.encode("utf-16"), "probably UTF-16: byte 0xFF in line 1"),
+        ("file,label\n0.png,cat\n".encode("utf-16-le"), "probably UTF-16LE: byte 0x00 in line 1"),
+        (CATS_TABLE.encode("utf-32"), "probably UTF-32: byte 0xFF in line 1"),
+        (png(RED), "is not UTF-8 text: byte 0x89 in line 1"),
+    ],
+    ids=["latin-1", "windows", "utf-16", "no mark", "utf-32", "binary"],
+)
+def test_texts_in_another_encoding_are_refused_with_its_name(tmp_path, content, named):
+    for i, name in enumerate(
+        ("list.csv", "list.tsv", "0.cls", "0.txt", "metadata.jsonl", "val/val_annotations.txt")
+    ):
+        folder = write(tmp_path / f"{i}", images("train", "val") | {name: content})
+        if "/" not in name:
+            folder = write(tmp_path / f"{i}", {"0.png": png(RED)})
+        e = refused(f"`{name}` in `{folder}` is not UTF-8 text.*{named.split('text')[-1]}", open_path, folder)
+        encoding = named.partition("probably ")[2].partition(":")[0]
+        assert (f"`iconv -f {encoding} -t UTF-8 {Path(name).name} > " in e.hint) == bool(encoding)
+    files = {f"{i}.png": png(RED) for i in range(4)} | {"list.csv": CATS_TABLE.encode("utf-8-sig")}
+    assert read(tmp_path / "good", files)[0] == ("Kätzchen", "cat")
+
+
+def test_tables_of_many_columns_and_of_long_fields(tmp_path):
+    files = {f"{i}.png": png(RED) for i in range(12)}
+    cells = [
+        f"{i}.png,{'ab'[i % 2]}," + ",".join(str(i * j % 256) for j in range(100_000)) for i in range(12)
+    ]
+    heads = "file,label," + ",".join(f"c{j}" for j in range(100_000))
+    since = time.process_time()
+    assert read(tmp_path / "wide", files | {"list.csv": "\n".join([heads, *cells]).encode()})[0] == ("a", "b")
+    assert time.process_time() - since < 3
+    _, _, notes = read(tmp_path / "long", files | {"list.csv": b"file,label\n0.png," + b"x" * 200_000})
+    assert notes == ["`list.csv` is not a table: field larger than field limit (131072) in line 2; skipped"]
+    lines = (f'{{"file_name": "{i}.png", "text": "a\u2028b\x85c"}}\r\n' for i in range(12))
+    captions = open_path(
+        write(tmp_path / "lines", files | {"metadata.jsonl": "".join(lines).encode()})
+    ).captions
+    assert set(captions["train"]) == {"a\u2028b\x85c"}
+
+
 def test_a_class_of_a_handful_of_images_is_reported(tmp_path):
     files = images("rare", n=3) | images("usual", n=90)
     assert open_pack(write(tmp_path / "set", files)).meta.notes == (
@@ -689,6 +737,10 @@ def test_keras_names_and_class_names(tmp_path):
     members = {"images": PIXELS, "labels": np.arange(12) % 3}
     source = open_path(arrays(tmp_path, **members, class_names=np.array(["ant", "bee", "cow"])))
     assert source.classes == ("ant", "bee", "cow") and source.notes == []
+    names = np.array(["ä", "b", "c"])
+    coded = [np.char.encode(names, code) for code in ("utf-8", "latin-1")]
+    assert open_path(arrays(tmp_path, **members, class_names=coded[0])).classes == ("ä", "b", "c")
+    refused("must be a list of names", open_path, arrays(tmp_path, **members, class_names=coded[1]))
     with pytest.raises(UsageError, match=r"`class_names` .* names 2 classes, but its labels have 3"):
         open_path(arrays(tmp_path, **members, class_names=np.array(["ant", "bee"])))
 
