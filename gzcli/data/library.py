@@ -14,6 +14,8 @@ from gzcli.core.units import as_size, canonical_size
 from gzcli.data.packs.open import alone, find_pack, is_here, packs_of
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.packs.source import at_hand
+from gzcli.data.readers.images import content_of
+from gzcli.data.readers.texts import lines_of, text_of
 from gzcli.data.sets.benchmarks import Benchmark
 from gzcli.data.sets.registry import (
     REGISTER,
@@ -202,12 +204,14 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     path = list_of(root, benchmark, name)
     if path is None:
         raise MissingError(f"`{root}` has no list of `{name}` for `{benchmark.name}`")
-    lines = [line.strip().rsplit(maxsplit=1)[0] for line in path.read_text().splitlines() if line.strip()]
-    sources = [(root / PICTURES / line).absolute() for line in lines]
-    if lost := [source for source in sources if not source.is_file()]:
+    text = text_of(content_of(path), path.name, str(root))
+    lines = [line.strip().rsplit(maxsplit=1)[0] for line in lines_of(text) if line.strip()]
+    below = root / PICTURES
+    sources = [(below / line).absolute() for line in lines]
+    if lost := [source for source in sources if not files.is_below(source, below)]:
         hint = "download them with OpenOOD's download script"
-        message = f"{len(lost):,} of the {len(sources):,} images in `{path}` are missing, such as `{lost[0]}`"
-        raise MissingError(message, hint=hint)
+        some = f"{len(lost):,} of the {len(sources):,} images in `{path}`"
+        raise MissingError(f"{some} are not files below `{below}`, such as `{lost[0]}`", hint=hint)
     digest = hashlib.sha256(os.fsencode("\n".join(map(str, sources)))).hexdigest()[:16]
     folder = cache_dir("imglists", f"{name}-{digest}")
     with files.lock(folder.with_name(f".{folder.name}.lock")):

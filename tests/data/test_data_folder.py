@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import tarfile
+import time
 import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -239,6 +240,30 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
         open_pack("good")
 
 
+UNREADABLE = Path("/proc/self/mem")  # a regular file that even root cannot read at its beginning
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="it is a file of Linux")
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_a_file_that_cannot_be_read_is_left_out_as_one_that_does_not_decode(tmp_path, kind):
+    folder = write(tmp_path / "p", {f"{i}.png": png((i, 0, 9)) for i in range(9)} if kind == "png" else {})
+    folder.mkdir(exist_ok=True)
+    for i in range(9) if kind == "npy" else ():
+        np.save(folder / f"{i}.npy", np.full((8, 8), i, np.float32))
+    (folder / f"00.{kind}").symlink_to(UNREADABLE)
+    unread = f"`{folder}/00.{kind}` cannot be read: Input/output error"
+    assert "--skip-bad" in refused(unread, open_pack, folder, error=MissingError).hint
+    assert nothing_half_written()
+    scored = open_pack(OwnSet(folder, form=Form(skip_bad=True, layout="flat")), foreign=True)
+    assert scored.meta.skipped == (unread,) and scored.names("test") == [f"{i}.{kind}" for i in range(9)]
+    if kind == "png":
+        assert [image[0, 0, 0] for image in scored.images("test")] == list(range(9))
+        assert crops_of(OwnSet(folder), None) == []
+        refused(unread, read_pictures, folder, size=8, channels=3, limit=None, error=MissingError)
+    (folder / "metadata.jsonl").symlink_to(UNREADABLE)
+    refused("metadata.jsonl` cannot be read: Input/output error", open_path, folder, error=MissingError)
+
+
 def test_mixed_sizes_and_unreadable_pictures_are_one_error(tmp_path, monkeypatch):
     files = {f"{i}.png": png(RED, (16 + 8 * (i == 3), 16)) for i in range(9)}
     bad = {"0.png": b"x", "5.png": files["5.png"][:-30], "7.png": b"\0\0\0\x18ftypheic"}
@@ -467,6 +492,53 @@ def test_a_table_without_labels_is_skipped_with_a_reason(tmp_path, table, why):
     assert classes == () and notes == [f"`list.csv` skipped: {why}"]
 
 
+CATS_TABLE = "file,label\n0.png,cat\n1.png,Kätzchen\n2.png,cat\n3.png,Kätzchen\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (CATS_TABLE.encode("latin-1"), "probably LATIN1: byte 0xE4 in line 3"),
+        (CATS_TABLE.replace("ä", "€").encode("cp1252"), "probably WINDOWS-1252: byte 0x80 in line 3"),
+        (CATS_TABLE.encode("utf-16"), "probably UTF-16: byte 0xFF in line 1"),
+        ("file,label\n0.png,cat\n".encode("utf-16-le"), "probably UTF-16LE: byte 0x00 in line 1"),
+        (CATS_TABLE.encode("utf-32"), "probably UTF-32: byte 0xFF in line 1"),
+        (png(RED), "is not UTF-8 text: byte 0x89 in line 1"),
+    ],
+    ids=["latin-1", "windows", "utf-16", "no mark", "utf-32", "binary"],
+)
+def test_texts_in_another_encoding_are_refused_with_its_name(tmp_path, content, named):
+    for i, name in enumerate(
+        ("list.csv", "list.tsv", "0.cls", "0.txt", "metadata.jsonl", "val/val_annotations.txt")
+    ):
+        folder = write(tmp_path / f"{i}", images("train", "val") | {name: content})
+        if "/" not in name:
+            folder = write(tmp_path / f"{i}", {"0.png": png(RED)})
+        e = refused(f"`{name}` in `{folder}` is not UTF-8 text.*{named.split('text')[-1]}", open_path, folder)
+        encoding = named.partition("probably ")[2].partition(":")[0]
+        assert (f"`iconv -f {encoding} -t UTF-8 {Path(name).name} > " in e.hint) == bool(encoding)
+    files = {f"{i}.png": png(RED) for i in range(4)} | {"list.csv": CATS_TABLE.encode("utf-8-sig")}
+    assert read(tmp_path / "good", files)[0] == ("Kätzchen", "cat")
+
+
+def test_tables_of_many_columns_and_of_long_fields(tmp_path):
+    files = {f"{i}.png": png(RED) for i in range(12)}
+    cells = [
+        f"{i}.png,{'ab'[i % 2]}," + ",".join(str(i * j % 256) for j in range(100_000)) for i in range(12)
+    ]
+    heads = "file,label," + ",".join(f"c{j}" for j in range(100_000))
+    since = time.process_time()
+    assert read(tmp_path / "wide", files | {"list.csv": "\n".join([heads, *cells]).encode()})[0] == ("a", "b")
+    assert time.process_time() - since < 3
+    _, _, notes = read(tmp_path / "long", files | {"list.csv": b"file,label\n0.png," + b"x" * 200_000})
+    assert notes == ["`list.csv` is not a table: field larger than field limit (131072) in line 2; skipped"]
+    lines = (f'{{"file_name": "{i}.png", "text": "a\u2028b\x85c"}}\r\n' for i in range(12))
+    captions = open_path(
+        write(tmp_path / "lines", files | {"metadata.jsonl": "".join(lines).encode()})
+    ).captions
+    assert set(captions["train"]) == {"a\u2028b\x85c"}
+
+
 def test_a_class_of_a_handful_of_images_is_reported(tmp_path):
     files = images("rare", n=3) | images("usual", n=90)
     assert open_pack(write(tmp_path / "set", files)).meta.notes == (
@@ -665,6 +737,10 @@ def test_keras_names_and_class_names(tmp_path):
     members = {"images": PIXELS, "labels": np.arange(12) % 3}
     source = open_path(arrays(tmp_path, **members, class_names=np.array(["ant", "bee", "cow"])))
     assert source.classes == ("ant", "bee", "cow") and source.notes == []
+    names = np.array(["ä", "b", "c"])
+    coded = [np.char.encode(names, code) for code in ("utf-8", "latin-1")]
+    assert open_path(arrays(tmp_path, **members, class_names=coded[0])).classes == ("ä", "b", "c")
+    refused("must be a list of names", open_path, arrays(tmp_path, **members, class_names=coded[1]))
     with pytest.raises(UsageError, match=r"`class_names` .* names 2 classes, but its labels have 3"):
         open_path(arrays(tmp_path, **members, class_names=np.array(["ant", "bee"])))
 
@@ -700,6 +776,54 @@ def test_labels_that_are_plain_numbers_or_texts(tmp_path, home, capfd):
         for image, y in zip(opened.images("train"), opened.labels("train"), strict=True):
             assert image[:, 0, 0].tolist() == list(colours[y])
     assert capfd.readouterr() == ("", "") and not (home / "datasets").exists()
+
+
+def naming(folder: Path, name: str) -> Path:
+    """A parquet of nine images, each a file below the folder, and of one with this name."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    write(folder, {f"a/{i}.png": png(RED) for i in range(9)})
+    names = [*(f"a/{i}.png" for i in range(9)), name]
+    pq.write_table(
+        pa.table({"image": [{"bytes": None, "path": name} for name in names]}), folder / "x.parquet"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["{}/private.png", "../private.png", "a/../../private.png", "link.png", "no.png"]
+)
+def test_a_parquet_names_files_of_its_own_set_only(tmp_path, name):
+    write(tmp_path, {"private.png": png(BLUE)})
+    folder, name = tmp_path / "set", name.format(tmp_path)
+    naming(folder, name)
+    (folder / "link.png").symlink_to(tmp_path / "private.png")
+    for path in (folder, folder / "x.parquet"):
+        refused(f"row 9 of `.*x.parquet` names `{name}`, which is not", open_pack, path, error=MissingError)
+        assert nothing_half_written()
+
+
+def test_a_parquet_names_files_in_folders_and_in_the_cache_of_the_hub(tmp_path):
+    assert sum(open_pack(naming(tmp_path / "set", "a/0.png")).meta.counts.values()) == 10
+    blobs, snapshot = naming(tmp_path / "blobs", "b.png"), tmp_path / "snapshot"
+    for name in ("x.parquet", "b.png", *(f"a/{i}.png" for i in range(9))):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blobs / name.replace("b.png", "a/0.png"))
+    assert sum(open_pack(snapshot).meta.counts.values()) == 10
+
+
+@pytest.mark.parametrize(
+    "about",
+    [b"[1]", b"{", b"\xff", b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}'],
+)
+def test_what_a_parquet_says_of_its_columns_may_be_anything(tmp_path, about):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet(tmp_path / "x.parquet", 9)
+    table = pq.read_table(tmp_path / "x.parquet")
+    pq.write_table(table.replace_schema_metadata({b"huggingface": about}), tmp_path / "x.parquet")
+    refused(r"x.parquet` cannot be read", open_pack, tmp_path, error=MissingError)
+    pq.write_table(pa.table({"image": table["image"]}), tmp_path / "y.parquet")
+    parquet(tmp_path / "x.parquet", 9)
+    refused(r"y.parquet` cannot be read: it has no column `label`", open_pack, tmp_path, error=MissingError)
 
 
 def test_layouts_of_parquet(tmp_path):

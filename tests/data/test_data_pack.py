@@ -541,6 +541,7 @@ REFUSED = [
     ("2", ("a", "b"), "no label `2` among the 2 classes", "a, b"),
     ("", ("a",), "no label ``", "a"),
     ("cat", (), "needs a data set with classes", ""),
+    ("c" * 200_000, ("cat",), "is not a list of labels", "cat,dog"),
 ]
 
 

@@ -108,3 +108,8 @@ def test_files_are_fetched_and_others_are_not(_cache, monkeypatch):
         assert sum(pack.meta.counts.values()) == 24
         assert not any("weights.bin" in path for _, path in server.requests)
         assert isinstance(locate(NAME), HubSet) and locate(NAME).path.is_dir()
+
+
+def test_an_address_leads_nowhere_else():
+    for address in ("hf://datasets/a/b/../c", "hf://datasets/a/b//etc", "hf://datasets/a"):
+        refused("is not the address of a data set on the hub", locate, address)

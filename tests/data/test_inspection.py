@@ -68,7 +68,15 @@ def test_the_layout_of_visa_and_its_list_of_kinds(tmp_path):
     assert opened.good == "Data/Images/Normal"
     assert opened.kinds == {pictures[1]: "a", pictures[0]: "bent"}
     assert opened.masks == {name: (f"Data/Masks/Anomaly/{i}.png",) for i, name in enumerate(pictures)}
-    (tmp_path / "candle" / "image_anno.csv").unlink()
+    table = tmp_path / "candle" / "image_anno.csv"
+    for content, problem in (
+        (LINES.replace(b"bent", b"b\xe4nt"), "is not UTF-8 text, but probably LATIN1: byte 0xE4 in line 2"),
+        (MASK, "is not UTF-8 text: byte 0x89 in line 1"),
+        (LINES + b"x" * 200_000, "is not a table: field larger"),
+    ):
+        table.write_bytes(content)
+        refused(problem, open_inspection, tmp_path / "candle")
+    table.unlink()
     assert set(open_inspection(tmp_path / "candle").kinds.values()) == {"Anomaly"}
 
 

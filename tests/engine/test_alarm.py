@@ -503,6 +503,12 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
     assert any("those of OpenOOD's lists" in note for note in result["notes"])
     next((openood / "images_classic" / "texture").iterdir()).unlink()
     refused("1 of the 20 images", compared, tmp_path, *outs, full=True, **options, error=MissingError)
+    (tmp_path / "private.png").write_bytes(
+        next((openood / "images_classic" / "digits").iterdir()).read_bytes()
+    )
+    for name in ("../../private.png", str(tmp_path / "private.png")):
+        (openood / "benchmark_imglist" / "digits" / "test_texture.txt").write_text(f"{name} 0\n")
+        refused("1 of the 1 images", compared, tmp_path, *outs, full=True, **options, error=MissingError)
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
         ood_verb.with_lists(find_benchmark("toy"), tmp_path)
 

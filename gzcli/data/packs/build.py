@@ -19,7 +19,7 @@ from gzcli.core.units import as_size, counted, sides
 from gzcli.data.packs.pack import SPLITS, PackFolder
 from gzcli.data.packs.stream import mapped, write_index
 from gzcli.data.readers import pictures
-from gzcli.data.readers.images import Block, RawImages
+from gzcli.data.readers.images import Block, RawImages, size_of
 from gzcli.data.readers.values import VALUES, Values, fitted, measured, with_pictures
 from gzcli.data.sets.registry import Form, extras_in_words, import_line, split_sizes
 from gzcli.store.files import checksum, need_space, write_array, write_json
@@ -111,13 +111,14 @@ def crops(images: RawImages, form: Form) -> list[str]:
     (_, height, width), _ = _target(images, native, form, mixed=False)
     for _, _, data, name in images.blocks():
         try:
-            w, h = pictures.sides_of(data) if isinstance(data, bytes) else data.shape[:1:-1]
+            w, h = data.shape[:1:-1] if isinstance(data, np.ndarray) else pictures.sides_of(data)
         except Exception:  # as in `decode`; `build` names every one of them
             continue
         if form.size is None and (w, h) != (width, height):
             with _naming_unreadable(images, form):
                 raise _mixed(images.title, name, (w, h), (width, height), _crop_hint(native))
-        notes += (1 if isinstance(data, bytes) else len(data)) * pictures.cropping((h, w), (height, width))
+        n = len(data) if isinstance(data, np.ndarray) else 1
+        notes += n * pictures.cropping((h, w), (height, width))
     return pictures.notes_in_words(notes)
 
 
@@ -311,7 +312,7 @@ def _sides_in(images: RawImages) -> Sides:
     """The sides of encoded images, read from their headers."""
     sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
     for split, start, data, name in images.blocks():
-        assert isinstance(data, bytes)
+        assert not isinstance(data, np.ndarray)
         try:
             sizes[split][start] = pictures.sides_of(data)
         except Exception as e:  # as in `decode`
@@ -375,8 +376,10 @@ def _damaged(images: RawImages) -> list[MissingError]:
     """The errors of images that do not decode. Of the images after the first `LOADED` bytes, only the headers
     are read."""
     bad, room = [], LOADED
-    for data, name in ((data, name) for _, _, data, name in images.blocks() if isinstance(data, bytes)):
-        room -= len(data)
+    for _, _, data, name in images.blocks():
+        if isinstance(data, np.ndarray):
+            continue
+        room -= size_of(data)
         try:
             with pictures.opened(data) as image:
                 if room >= 0:
@@ -428,7 +431,7 @@ class Fit:
 
     def __call__(self, block: Block) -> Fitted:
         split, start, data, name = block
-        if not isinstance(data, bytes):
+        if isinstance(data, np.ndarray):
             height, width = data.shape[2:]
             if self.of_values:
                 rows = fitted(data, self.shape, self.decoding.fit)

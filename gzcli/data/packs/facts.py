@@ -103,8 +103,10 @@ def measure(images: RawImages) -> Facts | None:
 
 def _few_of(images: RawImages) -> Iterator[np.ndarray]:
     """The first `LOOKED_AT` images of arrays, or a few encoded images: [C, H, W]."""
+    import numpy as np
+
     if images.probe is None:
-        blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
+        blocks = (block.data for block in images.blocks() if isinstance(block.data, np.ndarray))
         yield from islice(chain.from_iterable(blocks), LOOKED_AT)
         return
     from gzcli.data.readers.pictures import Decoding, decode

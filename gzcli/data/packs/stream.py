@@ -24,7 +24,7 @@ import numpy as np
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, GzError, UsageError
 from gzcli.core.units import number_in
-from gzcli.data.readers.images import Block, Span, read_span
+from gzcli.data.readers.images import Block, Span, read_span, size_of
 from gzcli.data.readers.pictures import Decoding, decode
 from gzcli.store.files import write_array
 
@@ -87,7 +87,7 @@ def _chunks(blocks: Iterable[Block]) -> Iterator[list[Block]]:
     size = 0
     for block in blocks:
         chunk.append(block)
-        size += len(block.data) if isinstance(block.data, bytes) else block.data.nbytes
+        size += size_of(block.data)
         if len(chunk) >= CHUNK or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0

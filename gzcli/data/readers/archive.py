@@ -21,11 +21,12 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted, number_in, size
 from gzcli.data.readers.images import (
     TABLES,
+    Content,
     Members,
     Span,
+    content_of,
     damaged,
     is_regular,
-    read_regular,
     refuse_large,
     walk,
 )
@@ -135,9 +136,9 @@ class Files:
     def __init__(self, folder: Path, names: list[str], notes: Sequence[str] = ()):
         self.folder, self.names, self.notes = folder, names, list(notes)
 
-    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, Content]]:
         for name in self.names if some is None else some:
-            yield name, read_regular(self.folder / name)
+            yield name, content_of(self.folder / name)
 
     def spans(self) -> dict[str, Span]:
         paths = {name: os.path.join(os.path.abspath(self.folder), name) for name in self.names}

@@ -3,11 +3,11 @@ are refused, and the error names them."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, splitext
 from typing import NamedTuple
@@ -27,21 +27,23 @@ from gzcli.data.readers.images import (
     METADATA,
     PICTURE_KINDS,
     TABLES,
+    Content,
     Encoded,
     Folders,
     Members,
     PictureFilter,
     RawImages,
+    content_of,
     is_picture,
     is_regular,
     may_be_picture,
-    read_regular,
     split_of,
     without_outer,
 )
 from gzcli.data.readers.inspection import inspection
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
+from gzcli.data.readers.texts import lines_of, rows_of, text_of
 from gzcli.data.readers.values import npy, of_files
 from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of, import_line
 
@@ -101,7 +103,7 @@ def read_pictures(
         hint = "give an image, or a folder, zip or tar of images"
         raise MissingError(f"`{path}` does not exist", hint=hint)
     if path.is_file() and is_picture(path.name):
-        encoded = iter([(str(path), read_regular(path))])
+        encoded: Iterator[tuple[str, Content]] = iter([(str(path), content_of(path))])
     else:
         members = open_members(path, is_picture)
         if not members.names:
@@ -154,14 +156,14 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     labels = {} if form.foreign else _label_files(title, members, names)
     layout: Places
     notes: list[str] = []
-    listed, about = ({}, []) if form.foreign or labels else _listed(members, names)
+    listed, about = ({}, []) if form.foreign or labels else _listed(title, members, names)
     if form.layout == DEFECTS:
         inspected = inspection(title, names)
         layout = dict.fromkeys(inspected.kinds if inspected else (), ("test", None))
     elif form.foreign and form.layout != "flat":
         layout = scored(names)
     else:  # with `flat`, images that are scored are all of them, whatever their folders say
-        annotated = {} if labels or listed else _annotated(members)
+        annotated = {} if labels or listed else _annotated(title, members)
         layout, notes = places_of(title, names, form.layout, annotated)
     labels_of = labels or listed
     layout = {name: (split, labels_of.get(name, label)) for name, (split, label) in layout.items()}
@@ -188,31 +190,35 @@ def _numbered(labels: set[str], in_files: bool) -> tuple[tuple[str, ...], dict[s
     return classes, {label: i for i, label in enumerate(classes)}
 
 
-def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of some members. An archive is not opened for an empty list."""
-    return members.read(names) if names else iter(())
+def _texts(title: str, members: Members, names: list[str]) -> Iterator[tuple[str, str]]:
+    """(name, text) of some members. An archive is not opened for an empty list."""
+    return ((name, text_of(data, name, title)) for name, data in (members.read(names) if names else ()))
 
 
 def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:
     """The labels in `NAME.cls` files by image, for all images or none."""
     files = [name for name in members.names if name.endswith(LABEL)]
     picture_of = {splitext(name)[0] + LABEL: name for name in names} if files else {}
-    texts = _texts(members, [name for name in files if name in picture_of])
-    labels = {picture_of[name]: data.decode("utf-8", "replace").strip() for name, data in texts}
+    texts = _texts(title, members, [name for name in files if name in picture_of])
+    labels = {picture_of[name]: text.strip() for name, text in texts}
     if labels and (lacking := next((name for name in names if not labels.get(name)), None)):
         hint = "give every image a label file, or none"
         raise UsageError(f"`{title}` has no label file (`{LABEL}`) for `{lacking}`", hint=hint)
     return labels
 
 
-def _listed(members: Members, names: list[str]) -> tuple[dict[str, str], list[str]]:
+def _listed(title: str, members: Members, names: list[str]) -> tuple[dict[str, str], list[str]]:
     """The labels of images by the tables that list them, for all images or none, and notes on the tables."""
     tables = [name for name in members.names if splitext(name)[1].lower() in TABLES]
     labels: dict[str, str] = {}
     used: list[str] = []
     notes: list[str] = []
-    for table, data in _texts(members, tables):
-        rows, why = _labels_in(table, data.decode("utf-8-sig", "replace"), names)
+    for table, text in _texts(title, members, tables):
+        try:
+            rows, why = _labels_in(table, rows_of(text, table), names)
+        except UsageError as e:
+            notes.append(f"{e.message}; skipped")
+            continue
         double = next((name for name, label in rows.items() if labels.get(name, label) != label), None)
         why = f"it has another label for `{double}` than `{used[0]}`" if double else why
         labels |= {} if why else rows
@@ -223,22 +229,20 @@ def _listed(members: Members, names: list[str]) -> tuple[dict[str, str], list[st
     return labels, [*notes, *(f"labels from `{table}`" for table in used)]
 
 
-def _labels_in(table: str, text: str, names: list[str]) -> tuple[dict[str, str], str]:
+def _labels_in(table: str, rows: list[list[str]], names: list[str]) -> tuple[dict[str, str], str]:
     """The labels of images by a table, and why there are none. The column of names is the one that contains
     most images, possibly without ending or with other folders. Labels are in a column of LABELS, or in the
     only other column, if they repeat."""
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    try:
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
-    except csv.Error as e:
-        return {}, f"it is not a table ({e})"
     alike = Counter(key for name in names for key in {PurePosixPath(name).name, PurePosixPath(name).stem})
     image_of = {key: name for name in names for key in (PurePosixPath(name).stem, PurePosixPath(name).name)}
     image_of = {key: name for key, name in image_of.items() if alike[key] == 1}
     image_of |= {key: name for name in names for key in (splitext(name)[0], name)}
 
+    @cache
     def image(cell: str) -> str | None:
         cell = cell.strip().replace("\\", "/")
+        if cell.rstrip("/").rpartition("/")[2] not in alike:  # most cells of a wide table, soon
+            return None
         places = (normpath(f"{PurePosixPath(table).parent}/{cell}"), normpath(cell), PurePosixPath(cell).name)
         return next((image_of[place] for place in places if place in image_of), None) if cell else None
 
@@ -261,13 +265,13 @@ def _labels_in(table: str, text: str, names: list[str]) -> tuple[dict[str, str],
     return dict(pairs), ""
 
 
-def _annotated(members: Members) -> dict[str, str]:
+def _annotated(title: str, members: Members) -> dict[str, str]:
     """The classes of images `SPLIT/images/NAME` from TinyImageNet's `SPLIT/SPLIT_annotations.txt`, whose
     lines contain NAME, class and box, separated by tabs."""
     lists = [name for name in members.names if name.endswith("_annotations.txt") and "/" in name]
     classes: dict[str, str] = {}
-    for name, data in _texts(members, lists):
-        rows = (line.split("\t") for line in data.decode("utf-8", "replace").splitlines())
+    for name, text in _texts(title, members, lists):
+        rows = (line.split("\t") for line in lines_of(text))
         classes |= {f"{PurePosixPath(name).parent}/images/{row[0]}": row[1] for row in rows if len(row) > 1}
     return classes
 
@@ -288,16 +292,11 @@ def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[
     lines: dict[str, _Line] = {}
     captions: dict[str, str] = {}
     pictures = set(names)
-    for name, data in _texts(members, texts):
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as e:
-            hint = "save captions as UTF-8 text"
-            raise UsageError(f"`{name}` in `{title}` is not UTF-8 text", hint=hint) from e
+    for name, text in _texts(title, members, texts):
         if name in picture_of:
             captions[picture_of[name]] = text.strip()
             continue
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines_of(text), 1):
             if not line.strip():
                 continue
             row = _metadata_line(line, f"line {number} of `{name}` in `{title}`")

@@ -7,16 +7,27 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, first_line, install_line
 from gzcli.core.units import counted
-from gzcli.data.readers.images import PROBES, Block, Blocks, RawImages, is_regular, read_regular, split_of
+from gzcli.data.readers.images import (
+    PROBES,
+    Block,
+    Blocks,
+    Content,
+    RawImages,
+    content_of,
+    is_regular,
+    split_of,
+)
 from gzcli.data.sets.registry import CAPTIONS, further_of
-from gzcli.store.files import read_object
+from gzcli.store.files import is_below, read_object
 
 BATCH_ROWS = 64  # rows read at a time
 MOST_FOLDERS = 30  # with more subfolders than this, a folder is one of classes
@@ -75,108 +86,146 @@ def _arrow_files(folder: Path) -> list[Path]:
     return [folder / Path(row["filename"]).name for row in state["_data_files"]]
 
 
-class Rows:
-    """The rows of a split, column by column."""
+class Part(NamedTuple):
+    """Consecutive rows of a file that are read together."""
 
-    def __init__(self, paths: Sequence[Path]):
-        try:
-            import pyarrow
-        except ImportError as e:
-            hint = install_line("gzcli[datasets]")
-            raise MissingError(f"reading `{paths[0]}` requires the package `pyarrow`", hint=hint) from e
-        try:
-            self.files = [_opened(path) for path in paths]
-        except (OSError, pyarrow.ArrowException) as e:
-            raise MissingError(f"`{paths[0].parent}` contains a file that cannot be read: {e}") from e
-        self.paths = paths
-        schema = getattr(self.files[0], "schema_arrow", None) or self.files[0].schema
-        noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        # description of columns, as in the `datasets` library
-        features = noted.get("info", {}).get("features") or {}
+    file: int  # index of the file
+    group: int | None  # index of the row group; None in an Arrow file, which has none
+    first: int  # index of its first row in the file
+    rows: int  # number of rows
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns errors of a damaged or foreign file that is read within the block into MissingError."""
+    try:
+        import pyarrow
+    except ImportError as e:
+        hint = install_line("gzcli[datasets]")
+        raise MissingError(f"reading `{path}` requires the package `pyarrow`", hint=hint) from e
+    try:
+        yield
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, pyarrow.ArrowException) as e:
+        raise MissingError(f"`{path}` cannot be read: {first_line(e)}", hint="replace or remove it") from e
+
+
+class Rows:
+    """The rows of a split, column by column. Cells may name images in the folder of the set, `root`."""
+
+    def __init__(self, paths: Sequence[Path], root: Path):
+        self.paths, self.root = paths, root
+        self.files = [_opened(path) for path in paths]
+        schema = _schema(self.files[0])
         self.classes: dict[str, tuple[str, ...]] = {}  # names of the classes, by column of class labels
-        # The kind of each column: "image", "class" (class labels), "int", "text" or "" (anything else).
-        self.kinds = {field.name: self._kind(field, features.get(field.name)) for field in schema}
+        with _reading(paths[0]):
+            noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+            # description of columns, as in the `datasets` library
+            features = noted.get("info", {}).get("features") or {}
+            # The kind of each column: "image", "class" (class labels), "int", "text" or "" (anything else).
+            self.kinds = {field.name: self._kind(field, features.get(field.name)) for field in schema}
 
     def _kind(self, field: Any, feature: Any) -> str:
         from pyarrow import types
 
         noted = feature if isinstance(feature, dict) else {}
-        if noted.get("_type") == "ClassLabel" and noted.get("names"):
-            self.classes[field.name] = tuple(noted["names"])
+        if noted.get("_type") == "ClassLabel" and noted.get("names") and types.is_integer(field.type):
+            self.classes[field.name] = tuple(map(str, noted["names"]))
             return "class"
-        cell = types.is_struct(field.type) and "bytes" in {part.name for part in field.type}
-        raw = types.is_binary(field.type) or types.is_large_binary(field.type)
-        if noted.get("_type") == "Image" or cell or (raw and field.name.lower() in NAMED_AS_IMAGES):
+        # an image, or in a structure an image or the name of its file
+        cells = {part.name: part.type for part in field.type} if types.is_struct(field.type) else {}
+        raw = cells.get("bytes", field.type)
+        named = noted.get("_type") == "Image" or field.name.lower() in NAMED_AS_IMAGES
+        binary = types.is_binary(raw) or types.is_large_binary(raw) or types.is_null(raw)
+        if binary and (cells or named):
             return "image"
         if types.is_integer(field.type):
             return "int"
         return "text" if types.is_string(field.type) or types.is_large_string(field.type) else ""
 
     def __len__(self) -> int:
-        return sum(rows for _, _, rows in self._groups())
+        return sum(part.rows for part in self._parts())
 
     def values(self, column: str) -> list[Any]:
         """The cells of a column in order."""
-        return [cell for file, group, _ in self._groups() for cell in self._cells(file, group, column)]
+        return [cell for part in self._parts() for cell in self._cells(part, column)]
 
-    def pictures(self, column: str) -> Iterator[bytes | None]:
+    def pictures(self, column: str) -> Iterator[Content | None]:
         """The encoded images of a column in order; None for an empty cell."""
-        for file, group, _ in self._groups():
-            for cell in self._cells(file, group, column):
-                yield self._picture(file, cell)
+        for part in self._parts():
+            yield from self._pictures(part, column)
 
-    def spread_rows(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
-        """(row, encoded image) of about n rows spread over the files: the first row of n row groups."""
-        groups, first = [], 0
-        for file, group, rows in self._groups():
-            groups.append((first, file, group))
-            first += rows
-        chosen = groups[:: max(1, len(groups) // n)][:n]
-        for first, file, group in chosen:
-            cells = self._cells(file, group, column)
-            for i, cell in zip(range(max(1, n // len(chosen))), cells, strict=False):
-                yield first + i, self._picture(file, cell)
+    def spread_rows(self, column: str, n: int) -> Iterator[tuple[int, Content | None]]:
+        """(row, encoded image) of about n rows spread over the files: the first rows of n parts."""
+        parts, first = [], 0
+        for part in self._parts():
+            parts.append((first, part))
+            first += part.rows
+        chosen = parts[:: max(1, len(parts) // n)][:n]
+        for first, part in chosen:
+            yield from islice(enumerate(self._pictures(part, column), first), max(1, n // len(chosen)))
 
-    def _groups(self) -> Iterator[tuple[int, int, int]]:
-        """For each row group: the index of its file, its index in the file, and its number of rows."""
-        for number, file in enumerate(self.files):
+    def _parts(self) -> Iterator[Part]:
+        for index, file in enumerate(self.files):
+            first = 0
             if hasattr(file, "num_row_groups"):
                 for group in range(file.num_row_groups):
-                    yield number, group, file.metadata.row_group(group).num_rows
+                    rows = file.metadata.row_group(group).num_rows
+                    yield Part(index, group, first, rows)
+                    first += rows
             else:
                 for first in range(0, len(file), BATCH_ROWS):
-                    yield number, first, min(BATCH_ROWS, len(file) - first)
+                    yield Part(index, None, first, min(BATCH_ROWS, len(file) - first))
 
-    def _cells(self, number: int, group: int, column: str) -> Iterator[Any]:
-        file = self.files[number]
-        if hasattr(file, "num_row_groups"):
-            for batch in file.iter_batches(BATCH_ROWS, columns=[column], row_groups=[group]):
+    def _cells(self, part: Part, column: str) -> Iterator[Any]:
+        file = self.files[part.file]
+        with _reading(self.paths[part.file]):
+            if column not in _schema(file).names:
+                raise ValueError(f"it has no column `{column}`")
+            if part.group is None:
+                yield from file.column(column).slice(part.first, BATCH_ROWS).to_pylist()
+                return
+            for batch in file.iter_batches(BATCH_ROWS, columns=[column], row_groups=[part.group]):
                 yield from batch.column(0).to_pylist()
-        else:
-            yield from file.column(column).slice(group, BATCH_ROWS).to_pylist()
 
-    def _picture(self, number: int, cell: Any) -> bytes | None:
-        if cell is None or isinstance(cell, bytes):
-            return cell
-        if cell["bytes"] is None:
-            return read_regular(self.paths[number].parent / cell["path"])
-        return cell["bytes"]
+    def _pictures(self, part: Part, column: str) -> Iterator[Content | None]:
+        path = self.paths[part.file]
+        for row, cell in enumerate(self._cells(part, column), part.first):
+            yield self._picture(path, row, cell) if isinstance(cell, dict) else cell
+
+    def _picture(self, path: Path, row: int, cell: dict[str, Any]) -> Content | None:
+        """The encoded image of a cell, which may name a file of the set instead of containing the image.
+        Raises MissingError for any other file, as the set may come from a stranger."""
+        if cell["bytes"] is not None or cell.get("path") is None:
+            return cell["bytes"]
+        file = path.parent / str(cell["path"])
+        # in the hub's cache, all files of a set are links into one folder
+        linked = os.path.islink(file) and is_below(Path(os.path.realpath(file)), path.resolve().parent)
+        if linked or is_below(file, self.root):
+            return content_of(file)
+        message = f"row {row} of `{path}` names `{cell['path']}`, which is not a file below `{self.root}`"
+        raise MissingError(message, hint="store the image in the row, or put its file into that folder")
 
 
 def _opened(path: Path) -> Any:
     """A parquet file, or the table of an Arrow file, which is mapped into memory."""
-    import pyarrow.parquet
+    with _reading(path):
+        import pyarrow.parquet
 
-    if path.suffix == ".parquet":
-        return pyarrow.parquet.ParquetFile(path)
-    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+        if path.suffix == ".parquet":
+            return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+
+
+def _schema(file: Any) -> Any:
+    return getattr(file, "schema_arrow", None) or file.schema
 
 
 def _splits(path: Path) -> dict[str, Rows]:
     """The rows of train, and those of val and test if there are any."""
     try:
         if (path / SPLITS_FILE).exists():
-            files = {split: _arrow_files(path / split) for split in read_object(path / SPLITS_FILE)["splits"]}
+            names = read_object(path / SPLITS_FILE)["splits"]
+            files = {name: _arrow_files(path / name) if split_of(name) else [] for name in names}
         else:
             files = {"train": _arrow_files(path)} if (path / STATE_FILE).exists() else parquet_files(path)
     except (KeyError, TypeError) as e:
@@ -188,7 +237,8 @@ def _splits(path: Path) -> dict[str, Rows]:
             f"`{path}` has no split `train`",
             hint=f"name one of its splits `train`; it has: {names or 'none with rows'}",
         )
-    return {split: Rows(paths) for split, paths in splits.items()}
+    root = path if path.is_dir() else path.parent
+    return {split: Rows(paths, root) for split, paths in splits.items()}
 
 
 def dataset_folder(path: Path) -> RawImages:
@@ -215,7 +265,7 @@ def dataset_folder(path: Path) -> RawImages:
     splits = {split: rows for split, rows in splits.items() if not labels or split in labels}
     caption = next((name for name in CAPTIONS if name in kinds), None)
 
-    def checked_picture(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
+    def checked_picture(column: str, split: str, i: int, picture: Content | None) -> tuple[str, Content]:
         place = f"{split if column == image else f'{split}.{column}'}[{i}]"
         if picture is None:
             raise UsageError(f"`{path}` has no image in `{place}`", hint="remove the row or the column")
@@ -271,7 +321,6 @@ def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[
         classes = splits["train"].classes[column]
     else:
         classes = tuple(map(str, range(min(max(every, default=0) + 1, MOST_CLASSES))))
-    labels = {split: np.asarray(y, np.int64) for split, y in values.items()}
-    if any(len(y) and (y.min() < 0 or y.max() >= len(classes)) for y in labels.values()):
+    if any(not 0 <= label < len(classes) for y in values.values() for label in y):
         raise unlabelled
-    return classes, labels, notes
+    return classes, {split: np.asarray(y, np.int64) for split, y in values.items()}, notes

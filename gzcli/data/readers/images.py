@@ -3,6 +3,7 @@ before packing. No heavy import at the top."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -38,6 +39,9 @@ IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)",
 MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
 
 Folders = dict[str, tuple[str, ...]]  # name of an image → its folders, the outermost first
+Content = bytes | MissingError  # the bytes of an image file, or the reason why it cannot be read
+# errors of this process or machine rather than of a file: no other file could be read either
+_NO_FILE_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
@@ -98,8 +102,31 @@ def is_regular(path: Path) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
+def size_of(data: np.ndarray | Content) -> int:
+    """The bytes of a block's data in memory."""
+    if isinstance(data, MissingError):
+        return 0
+    return len(data) if isinstance(data, bytes) else data.nbytes
+
+
+def content_of(path: Path) -> Content:
+    """The bytes of an image file, or the error of `read_regular`: as one that does not decode, an unreadable
+    image can be skipped."""
+    try:
+        return read_regular(path)
+    except MissingError as e:
+        return e
+
+
+def bytes_in(content: Content) -> bytes:
+    """The bytes of an image file. Raises MissingError if it cannot be read."""
+    if isinstance(content, MissingError):
+        raise content
+    return content
+
+
 def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file."""
+    """The bytes of a regular file. Raises MissingError."""
     try:
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         with open(os.open(path, flags), "rb") as file:
@@ -109,6 +136,8 @@ def read_regular(path: Path) -> bytes:
             refuse_large(str(path), status.st_size)
             return file.read(LARGEST_FILE)
     except OSError as e:
+        if e.errno in _NO_FILE_S:
+            raise
         raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
 
 
@@ -204,7 +233,8 @@ class Block(NamedTuple):
 
     split: str  # "train", "val" or "test"
     start: int  # number of the first image in the split
-    data: np.ndarray | bytes  # uint8 [n, C, H, W], or values of this shape, or one encoded image
+    # uint8 [n, C, H, W], or values of this shape, or one encoded image
+    data: np.ndarray | Content
     name: str  # file that contained it, for messages
 
 
@@ -252,8 +282,8 @@ class Members(Protocol):
     names: list[str]  # POSIX, relative, in the order of reading
     notes: list[str]  # notes on omissions
 
-    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        """Yields (name, bytes) for all members, or for some."""
+    def read(self, some: list[str] | None = None) -> Iterator[tuple[str, Content]]:
+        """Yields (name, content) for all members, or for some."""
 
     def spans(self) -> dict[str, Span]:
         """The positions of each member's bytes."""
@@ -276,7 +306,7 @@ class RawImages:
     shape: tuple[int, int, int] | None = None
     # a few encoded images (name, bytes), from which size and channels follow; without `probe` and `shape`,
     # the user must set them
-    probe: Callable[[], Iterator[tuple[str, bytes]]] | None = None
+    probe: Callable[[], Iterator[tuple[str, Content]]] | None = None
     # by split, the place of each encoded image; without it, the set cannot be streamed
     spans: Callable[[], dict[str, list[Span]]] | None = None
     levels: int = 256  # grey levels, 2 … 256
@@ -377,7 +407,7 @@ class Encoded:
                 spans[split][i] = of_members[name]
         return spans
 
-    def probe(self) -> Iterator[tuple[str, bytes]]:
+    def probe(self) -> Iterator[tuple[str, Content]]:
         """A few evenly spaced images of the first part."""
         members, rows = self._parts[0]
         names = list(rows)

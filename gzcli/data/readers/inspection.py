@@ -10,8 +10,6 @@ has several masks, they are in a folder of that name.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +30,7 @@ from gzcli.data.readers.images import (
     split_of,
     without_outer,
 )
+from gzcli.data.readers.texts import rows_of, text_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,22 +69,21 @@ def open_inspection(path: Path) -> Inspection | None:
     layout = inspection(str(path), [name for name in members.names if name not in lists])
     if not layout or not lists:
         return layout
-    listed = _listed(members, lists)
+    listed = _listed(str(path), members, lists)
     kinds = {name: listed.get(PurePosixPath(name).name, kind) for name, kind in layout.kinds.items()}
     return replace(layout, kinds=_sorted(kinds))
 
 
-def _listed(members: Members, lists: list[str]) -> dict[str, str]:
+def _listed(title: str, members: Members, lists: list[str]) -> dict[str, str]:
     """VisA's kinds of defects by image name; of several, the first (`bent` for `bent,stain`)."""
-    rows = (
-        row
-        for _, data in members.read(lists)
-        for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))
-    )
-    pairs = ((row.get("image"), row.get("label")) for row in rows)
-    return {
-        PurePosixPath(image).name: label.split(",")[0].strip() for image, label in pairs if image and label
-    }
+    kinds: dict[str, str] = {}
+    for name, data in members.read(lists):
+        heads, *rows = rows_of(text_of(data, name, title), name) or [[]]
+        for cells in rows:
+            row = dict(zip(heads, cells, strict=False))
+            if (image := row.get("image")) and (label := row.get("label")):
+                kinds[PurePosixPath(image).name] = label.split(",")[0].strip()
+    return kinds
 
 
 def inspection(title: str, names: Sequence[str]) -> Inspection | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, NamedTuple
@@ -174,7 +174,10 @@ class _Npz:
     def class_names(self, name: str, least: int) -> tuple[str, ...]:
         """The names of the classes."""
         texts = self._whole(name)
-        if texts.ndim != 1 or texts.dtype.kind not in "US":
+        if texts.dtype.kind == "S":
+            with suppress(UnicodeDecodeError):
+                texts = np.char.decode(texts, "utf-8")
+        if texts.ndim != 1 or texts.dtype.kind != "U":
             hint = f"give an array of strings, one for each class: `{name}=np.array(['ant', 'bee'])`"
             shape = f"{texts.dtype} of shape {texts.shape}"
             raise UsageError(f"`{name}` in `{self.path}` must be a list of names, not {shape}", hint=hint)
@@ -182,7 +185,7 @@ class _Npz:
             raise UsageError(
                 f"`{name}` in `{self.path}` names {len(texts)} classes, but its labels have {least}"
             )
-        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in texts)
+        return tuple(map(str, texts))
 
     def _whole(self, name: str) -> np.ndarray:
         with self._opened(name) as (f, shape, _, dtype):

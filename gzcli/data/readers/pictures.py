@@ -17,7 +17,7 @@ from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted, sides
-from gzcli.data.readers.images import FORMATS
+from gzcli.data.readers.images import FORMATS, Content, bytes_in
 from gzcli.store.png import picture_of
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
@@ -46,7 +46,7 @@ class Decoding:
     bucketed: bool = False  # whether the size is that of the image's `bucket`
 
 
-def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
+def decode(data: Content, name: str, decoding: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
     """An encoded image as uint8 [C, H, W], and whether it had another size. `note` is called with each choice
     made in reading it, for `notes_in_words`.
 
@@ -57,7 +57,7 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
     Raises MissingError if it does not decode, UsageError if it has colour although only grey is allowed.
     """
     try:
-        image = _plain(data, note)
+        image = _plain(bytes_in(data), note)
         if decoding.grey_only and is_colour(image):
             hint = "use `--set data.channels=3` to keep the colours, or `--set data.channels=1` to drop them"
             raise UsageError(f"`{name}` has colours, but the first images are grey", hint=hint)
@@ -75,16 +75,16 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
         raise undecodable(name, e, data) from e
 
 
-def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
+def look(data: Content, name: str, note: Say = silent) -> tuple[int, int, bool]:
     """Height and width of an encoded image, and whether it has colour; `note` as in `decode`."""
     try:
-        image = _plain(data, note)
+        image = _plain(bytes_in(data), note)
         return image.height, image.width, is_colour(image)
     except Exception as e:  # as in `decode`
         raise undecodable(name, e, data) from e
 
 
-def sides_of(data: bytes) -> tuple[int, int]:
+def sides_of(data: Content) -> tuple[int, int]:
     """(width, height) of an encoded image after its EXIF rotation. Only the header is read."""
     with opened(data) as image:
         # some versions of Pillow turn the size of a TIFF already
@@ -138,8 +138,10 @@ def is_crop(note: str) -> bool:
     return CROPPED.partition("{")[0] in note
 
 
-def undecodable(name: str, e: Exception, data: bytes = b"") -> MissingError:
-    """The error for an image that does not decode."""
+def undecodable(name: str, e: Exception, data: Content) -> MissingError:
+    """The error for an image that does not decode: that of reading its file if there is one."""
+    if isinstance(data, MissingError):
+        return data
     reason = str(e) if "cannot identify" not in str(e) else "not a readable image"
     hint = "replace or remove it"
     if HEIC.match(data):
@@ -158,12 +160,12 @@ def is_colour(image: Any) -> bool:
 # --- any image as one of 8 bits, grey or RGB ---
 
 
-def opened(data: bytes) -> Any:
+def opened(data: Content) -> Any:
     """An encoded image as a Pillow image. Only FORMATS are accepted."""
     from PIL import Image
 
     Image.init()
-    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+    return Image.open(io.BytesIO(bytes_in(data)), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def _plain(data: bytes, note: Say) -> Any:

@@ -27,6 +27,7 @@ from gzcli.data.readers.images import (
     PlacedMembers,
     RawImages,
     Span,
+    bytes_in,
     from_arrays,
     read_span,
 )
@@ -237,7 +238,7 @@ def paired(spec: DataSpec, folder: Path) -> RawImages:
 
 def _lines(members: Members, *names: str) -> list[list[str]]:
     """The lines of some text members, without empty lines, in the order of `names`."""
-    texts = {name: data.decode().splitlines() for name, data in members.read(list(names))}
+    texts = {name: bytes_in(data).decode().splitlines() for name, data in members.read(list(names))}
     if lost := [name for name in names if name not in texts]:
         raise MissingError(f"the archive has no `{lost[0]}`")
     return [[line for line in texts[name] if line.strip()] for name in names]

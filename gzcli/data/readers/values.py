@@ -4,7 +4,7 @@ values, scaled to [-1, 1]. PNGs and judges use an 8-bit image of three bands."""
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from gzcli.core.errors import MissingError, UsageError, first_line, install_line
 from gzcli.core.sections import Fit
 from gzcli.core.units import counted
-from gzcli.data.readers.images import Block, RawImages
+from gzcli.data.readers.images import Block, Content, RawImages, bytes_in
 from gzcli.data.readers.pictures import BITS, DARK, ORIENTATION, lanczos, opened, upright
 
 VALUES = "values"  # the kind of a pack's arrays that contain values
@@ -22,6 +22,7 @@ PICTURE = (1, 3)  # channels of a picture
 FILES = (".npy", ".tif", ".tiff")  # endings of files that may hold values
 SAMPLES, PLANES = 277, 339  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
 HINT = "images must be numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
+Decoded = tuple[np.ndarray, int | None]  # the values [C, H, W] of an image, and their levels
 INTEGERS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # with their levels
 
 
@@ -186,8 +187,7 @@ def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawIm
     the unchanged images. `resized`: whether they will be resized to one size."""
     if images.probe is None or not all(PurePosixPath(name).suffix.lower() in FILES for name in names):
         return images
-    name, data = next(iter(images.probe()), ("", b""))
-    first = decoded(data, name)
+    name, first = _first_decoded(images.probe())
     if first is None:
         return images
     if images.further:
@@ -204,8 +204,12 @@ def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawIm
 
     def blocks() -> Iterator[Block]:
         for split, start, content, file in source():
-            assert isinstance(content, bytes)
-            decoding = decoded(content, file)
+            assert not isinstance(content, np.ndarray)
+            try:
+                decoding = decoded(content, file)
+            except MissingError as e:
+                yield Block(split, start, e, file)
+                continue
             if decoding is None or decoding[1] != levels or decoding[0].shape[0] != shape[0]:
                 kind = (
                     "an image of 8 bits" if decoding is None else f"{decoding[0].dtype} {decoding[0].shape}"
@@ -223,9 +227,24 @@ def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawIm
     return replace(images, blocks=blocks, values=kind)
 
 
-def decoded(data: bytes, name: str) -> tuple[np.ndarray, int | None] | None:
+def _first_decoded(pictures: Iterable[tuple[str, Content]]) -> tuple[str, Decoded | None]:
+    """The name and the values of the first image that can be decoded. Raises the error of the last if none
+    can."""
+    problem = None
+    for name, content in pictures:
+        try:
+            return name, decoded(content, name)
+        except MissingError as e:
+            problem = e
+    if problem:
+        raise problem
+    return "", None
+
+
+def decoded(content: Content, name: str) -> Decoded | None:
     """The values [C, H, W] of a `.npy` or a TIFF, and their levels; None for an 8-bit image. Raises
     MissingError for a file that cannot be read."""
+    data = bytes_in(content)
     if PurePosixPath(name).suffix.lower() == ".npy":
         return _npy(data, name)
     try:
@@ -254,7 +273,7 @@ def _page(image: Any, number: int) -> Any:
     return image
 
 
-def _by_tifffile(data: bytes, name: str, why: str) -> tuple[np.ndarray, int | None]:
+def _by_tifffile(data: bytes, name: str, why: str) -> Decoded:
     try:
         import tifffile
     except ImportError as e:
@@ -273,7 +292,7 @@ def _by_tifffile(data: bytes, name: str, why: str) -> tuple[np.ndarray, int | No
     return _typed(upright(planes.reshape(-1, *planes.shape[-2:]), turn), bits, name)
 
 
-def _npy(data: bytes, name: str) -> tuple[np.ndarray, int | None]:
+def _npy(data: bytes, name: str) -> Decoded:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as e:
@@ -292,7 +311,7 @@ def _npy(data: bytes, name: str) -> tuple[np.ndarray, int | None]:
     return _typed(array, 8 * array.dtype.itemsize, name)
 
 
-def _typed(array: np.ndarray, bits: int, name: str) -> tuple[np.ndarray, int | None]:
+def _typed(array: np.ndarray, bits: int, name: str) -> Decoded:
     """Values as bytes, integers of 16 bits or floats, and their levels."""
     if array.dtype.kind == "i" and array.size and array.min() >= 0 and 8 < bits <= 16:
         array = array.astype(np.uint16)  # as in Pillow
@@ -313,6 +332,8 @@ def measured(images: RawImages) -> Values:
     assert kind is not None
     low, high = np.full(kind.channels, np.inf), np.full(kind.channels, -np.inf)
     for split, start, data, name in images.blocks():
+        if not isinstance(data, np.ndarray):  # packing skips or names it
+            continue
         rows = np.asarray(data, np.float64)
         if not np.isfinite(rows).all():
             first = start + int((~np.isfinite(rows)).any((1, 2, 3)).argmax())
@@ -328,7 +349,10 @@ def with_pictures(images: RawImages, kind: Values) -> RawImages:
     source, shape = images.blocks, (len(kind.bands), *images.shape[1:])
 
     def blocks_of(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[], Iterator[Block]]:
-        return lambda: (block._replace(data=change(np.asarray(block.data))) for block in source())
+        return lambda: (
+            block._replace(data=change(block.data)) if isinstance(block.data, np.ndarray) else block
+            for block in source()
+        )
 
     return replace(
         images,

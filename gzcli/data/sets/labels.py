@@ -15,7 +15,10 @@ def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
         raise UsageError("`--label` needs a data set with classes")
     if text in classes:
         return [classes.index(text)]
-    words = next(csv.reader([text.replace("\n", " ")], skipinitialspace=True), [])
+    try:
+        words = next(csv.reader([text.replace("\n", " ")], skipinitialspace=True), [])
+    except csv.Error as e:
+        raise UsageError(f"`--label` is not a list of labels: {e}", hint="give names, as in `cat,dog`") from e
     return [_number(word.strip(), classes) for word in words or [""]]
 
 

@@ -353,7 +353,7 @@ def hub_set(text: str) -> HubSet:
     address, _, config = text.removeprefix(HUB_SCHEME).strip("/").partition("/")
     name, _, config = config.partition("/")
     address = f"{address}/{name}"
-    if not _ADDRESS.fullmatch(address) or ".." in Path(config).parts:
+    if not _ADDRESS.fullmatch(address) or {"..", "/"} & {*Path(config).parts}:
         hint = f"write `{HUB_SCHEME}owner/name` or `{HUB_SCHEME}owner/name/config`"
         raise UsageError(f"`{text}` is not the address of a data set on the hub", hint=hint)
     return HubSet(snapshot_of(address, "datasets") / config, address=address, config=config)
