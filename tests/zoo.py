@@ -163,6 +163,8 @@ CASES = [
     denoiser("sgm", FM | {"process": "ve", "time_sampling": "uniform"}, lr=5e-3, sampler="pc", steps=4),
     denoiser("edm", FM, lr=5e-3, steps=4),
     denoiser("edm", FM | LABELS | EDM, lr=5e-3, sampler="heun", churn=2.0, steps=4, guidance=2.0),
+    denoiser("consistency", FM, lr=5e-3),
+    denoiser("consistency", FM | LABELS, lr=5e-3, steps=3),
     denoiser("ncsnv2", REFINENET, steps=4),
     denoiser("ncsnv2", REFINENET | LABELS | FEW_LEVELS, sampler="langevin", repeats=1, guidance=2.0),
     # the slope of an untrained net is small

@@ -105,7 +105,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
     if can:
         can = choose("capability", can, sorted({able for card in every.values() for able in card.can}))
     recipes = {canonical(name): name for name in recipe_names()}
-    rows, staged = [], set()
+    rows, others = [], set()
     by_family: dict[str, list[str]] = {}
     for model, of in sorted(family_of.items(), key=lambda item: item[::-1]):
         if (family and of != family) or (can and can not in every[model].can):
@@ -115,10 +115,10 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
         if recipe or of == OUTSIDE:
             by_family.setdefault(of, []).append(name)
         else:
-            staged.add(name)
+            others.add(name)
         if (card := every.get(model)) is None:
             continue
-        about = _about(name, card, staged=name in staged) if not short or out.is_json() else None
+        about = _about(name, card) if not short or out.is_json() else None
         row = {"name": name, "family": card.family, "about": about, "can": list(card.can)}
         rows.append((card, row | {"paper": card.paper, "recipe": recipe}))
     if short:
@@ -137,21 +137,23 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
             out.hint(
                 f"{LABELLED} marks capabilities that need a run trained with `--set model.conditional=true`"
             )
-    out.info(model_count(sum(map(len, by_family.values())), len(staged)))
+    out.info(model_count(sum(map(len, by_family.values())), len(others)))
     if short:
         out.hint("`gz list models` describes them; also: data, recipes, runs, pretrained")
     out.data({"models": [row for _, row in rows]})
 
 
-def _about(name: str, card: ModelCard, *, staged: bool) -> str:
+def _about(name: str, card: ModelCard) -> str:
     """A model in one line, from its recipe if it has one, otherwise from its class."""
     from gzcli.docs.text import written
     from gzcli.models.catalog import first_words
 
-    if staged:
-        words, (recipe, _) = written(name), trained_in(name) or ("another", "")
-        return f"A stage of {recipe}: {words.title if words else first_words(card)}"
-    return about_of(name) or first_words(card)
+    if about := about_of(name):
+        return about
+    if place := trained_in(name):
+        words = written(name)
+        return f"A stage of {place[0]}: {words.title if words else first_words(card)}"
+    return first_words(card).rstrip(".")
 
 
 def list_recipes(*, wide: bool = False) -> None:

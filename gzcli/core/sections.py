@@ -70,10 +70,11 @@ FORMAT = 3
 PER_DIMENSION = 3  # the format from which losses that are sums have gradients per dimension
 
 # Options that became constants, by model: older recipes and runs that hold the constant's value are read.
-FIXED: Mapping[str, Mapping[str, float]] = {
+FIXED: Mapping[str, Mapping[str, float | str]] = {
     **{name: {"label_dim": 32} for name in ("aae", "cvae", "hvae", "vae")},
     **{name: {"class_weight": 1.0} for name in ("flow", "flowpp", "glow", "realnvp")},
     "controlnet": {"edge_sigma": 1.0},
+    "edm": {"boundary": 0.0, "noise_input": "time"},  # consistency functions became a model
     "sgm": {"beta_max": 20.0},
 }
 
@@ -105,7 +106,8 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
     fixed = FIXED.get(canonical(str(model.get("name"))), {})
     for key in fixed.keys() & model.keys():
         if model[key] != fixed[key]:
-            message = f"`model.{key}` is {fixed[key]:g} in this version of gz, not {model[key]}"
+            constant = fixed[key] if isinstance(fixed[key], str) else f"{fixed[key]:g}"
+            message = f"`model.{key}` is {constant} in this version of gz, not {model[key]}"
             raise UsageError(message, hint="train the model again, or use an older version of gz")
     return {key: value for key, value in model.items() if key not in fixed}
 

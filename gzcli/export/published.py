@@ -145,16 +145,15 @@ def saved_of(published: Published, name: str) -> Saved:
         raise UsageError(f"`{published.folder}` is for images of {channels} channels", hint=hint)
     data = DataSection(name, size=size, channels=channels, levels=256, latent=latent)
     net = _unet(published) if published.kind == UNET else _dit(published)
-    model = "fm" if published.flow else "edm" if published.consistency else "ddpm"
+    model = "fm" if published.flow else "consistency" if published.consistency else "ddpm"
     model = "dit" if published.kind == DIT else model
     options = {**net, **_process(published)}
     if published.classes:
         options |= {"conditional": True, "label_dropout": 0.1 if published.kind == DIT else 0.0}
     elif published.kind == DIT:
         options["conditional"] = False
-    sample = {"sampler": "renoise", "steps": 1, "spacing": "logsnr"} if published.consistency else {}
     train = TrainSection(steps=1)
-    part = Part(model, options, sample=sample, about=f"Published weights, {name}", data=data, train=train)
+    part = Part(model, options, about=f"Published weights, {name}", data=data, train=train)
     network: Any = build_model(part, info)
     tensors = dict(_tensors(published.net))
     if published.flow:
@@ -230,7 +229,7 @@ def _process(published: Published) -> dict[str, Any]:
         return {"shift": float(scheduler.get("shift", 1.0)), "sigma_min": 0.0}
     if published.consistency:
         noise = {key: float(scheduler[key]) for key in ("sigma_min", "sigma_max", "sigma_data")}
-        return {**noise, "boundary": noise["sigma_min"], "noise_input": "log_sigma"}
+        return {**noise, "q": 256.0, "stages": 1}  # it is trained further as the last stage trains
     keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
     form = {key: scheduler[key] for key in (*keys, "rescale_betas_zero_snr") if key in scheduler}
     reference: Any = DDPMScheduler(**form)

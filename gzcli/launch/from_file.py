@@ -29,6 +29,7 @@ from gzcli.store.paths import cache_dir, is_name
 from gzcli.store.run_folder import Run
 
 SUFFIX = ".safetensors"
+CONVERSION = 2  # version of the files made from published weights; a cached one of another version is unused
 
 
 def find_run(ref: str, *, data: str | None = None, typed: str | None = None) -> Run:
@@ -65,7 +66,8 @@ def published_file(folder: Path, name: str) -> Path:
     separate process, and compares the network with that of diffusers."""
     parts = sorted(path for path in folder.rglob("*") if path.suffix in (".json", SUFFIX))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
-    stem, key = Path(name).name, hashlib.sha256(repr((str(folder.absolute()), facts)).encode()).hexdigest()
+    source = repr((CONVERSION, str(folder.absolute()), facts))
+    stem, key = Path(name).name, hashlib.sha256(source.encode()).hexdigest()
     cache = cache_dir("published")
     out = cache / key[:12] / f"{stem}{SUFFIX}"
     if out.is_file():

@@ -561,8 +561,7 @@ def card(name: str) -> ModelCard:
     A file given by its path comes first, then the zoo, then other files outside the package. Raises
     UsageError with the closest name if there is no such model.
     """
-    same_name = (path for path in zoo_files(ROOT) if path.stem == canonical(name))
-    for path in (model_files.typed(name), *same_name):
+    for path in (model_files.typed(name), zoo_file(name)):
         if path and (card := read_card(path)):
             return card
     if variant := _variant(name):
@@ -610,10 +609,11 @@ def card_at(path: Path) -> ModelCard:
     raise UsageError(f"`{path}` contains no model", hint=hint)
 
 
-def model_count(trained: int, staged: int) -> str:
-    """A phrase with the number of models that can be trained by name, and of those that are only stages."""
-    stages = f", and {staged} that only {'serves as a stage' if staged == 1 else 'serve as stages'}"
-    return f"{trained} model{'' if trained == 1 else 's'}{stages if staged else ''}"
+def model_count(trained: int, others: int) -> str:
+    """A phrase with the number of models that have a recipe, and of those without: stages of others, and
+    networks of published weights."""
+    models = f"{trained} model{'' if trained == 1 else 's'}"
+    return f"{models}, and {others} without a recipe" if others else models
 
 
 @cache
@@ -621,6 +621,12 @@ def zoo_files(root: Path) -> tuple[Path, ...]:
     """The files of the package that may contain a model."""
     files = root.glob("*/*.py")
     return tuple(sorted(path for path in files if path.parent.name != "nn" and path.stem != "__init__"))
+
+
+def zoo_file(name: str) -> Path | None:
+    """The file of the package that defines a model of this name; None if there is none."""
+    files = (path for path in zoo_files(ROOT) if path.stem == canonical(name))
+    return next((path for path in files if model_class(path)), None)
 
 
 # ---------------------------------------------------------------------------- facts of a card

@@ -47,7 +47,7 @@ ELSEWHERE = {
     **dict.fromkeys(("condfm", "conditional_flow_matching"), "cfm"),
     **dict.fromkeys(("dae", "diffusionae", "diffusion_autoencoder"), "diffae"),
     **dict.fromkeys(("gpt", "mar", "taming"), "vqgan"),
-    **dict.fromkeys(("consistency", "consistency_model", "ct", "icm"), "ect"),
+    **dict.fromkeys(("consistency_model", "ct", "icm"), "ect"),
     **dict.fromkeys(("imf", "mean_flow"), "meanflow"),
     **dict.fromkeys(("dreambooth", "lora", "stable_diffusion"), "sd-lora"),
     **dict.fromkeys(("diffusion", "ddim"), "ddpm"),
@@ -160,7 +160,7 @@ def find(what: str) -> Path:
         hint = gz("train", recipe, set={f"stages.{stage}.model.name": canonical(what)})
         message = f"`{what}` cannot be trained alone: it is the stage `{stage}` of `{recipe}`"
         raise UsageError(message, hint=hint)
-    if model := model_files.find(what):
+    if model := catalog.zoo_file(what) or model_files.find(what):
         return _recipe_of(model)
     names = "see the names with `gz list models`, or pass your own recipe as a path"
     if Path(f"{what}.py").is_file():
@@ -185,7 +185,7 @@ def _recipe_of(model: Path) -> Path:
 def _added(file: str) -> str:
     """Registers the model of a file in this process. Returns its name."""
     name = model_files.add(file)
-    if canonical(name) in map(canonical, recipes()) or trained_in(name):
+    if canonical(name) in map(canonical, recipes()) or catalog.zoo_file(name):
         hint = f"rename the file, for example to `my_{name}.py`"
         raise UsageError(f"gz already has a model `{name}`", hint=hint)
     if wrong := mistakes(Path(file).expanduser().absolute()):
@@ -239,7 +239,7 @@ def _read(path: Path, problems: list[Problem]) -> RecipeFile:
         tree = {}
     general = {key: value for key, value in tree.items() if key not in ("for", "extends")}
     model = path.absolute().with_suffix(".py")
-    if not shipped and model.is_file() and model_files.find(path.stem) == model:
+    if not shipped and model in (catalog.zoo_file(path.stem), model_files.find(path.stem)):
         general["model"] = {"name": path.stem, **(general.get("model") or {})}
     base = Layer(general, label, "shipped" if shipped else "file", document=document)
     sections = _sections(base, tree.get("for") or {}, problems)

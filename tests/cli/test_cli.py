@@ -316,7 +316,7 @@ def test_list_models(gz, gz_json):
     assert staged["transformer"] == "A stage of vqgan: Transformer over codes"
     for words in (("list",), ("list", "models")):  # a model is what `gz train` takes by its name
         _, shown, said = gz(*words)
-        assert f"{len(recipe_names())} models, and 3 that only serve as stages\n" in said
+        assert f"{len(recipe_names())} models, and 4 without a recipe\n" in said
     assert set(shown.split()) >= set(recipe_names()) and "maskgit" not in gz("list")[1]
     assert "1 model\n" in gz("list", "models", "--can", "translate", "--family", "gan")[2]
 

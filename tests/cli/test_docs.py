@@ -454,7 +454,7 @@ def test_the_readme_names_every_model_in_its_family():
     from gzcli.docs.site import models_index
 
     index = models_index({name: described(name) for name in ("vae", "vqvae", "transformer")})
-    assert "\n2 models, and 1 that only serves as a stage." in index
+    assert "\n2 models, and 1 without a recipe." in index
     for name, recipe in {"vae": "vae", "vqvae": "vqvae", "transformer": "vqgan"}.items():
         drawn = (place for place in measured.places() if measured.picture(recipe, *place).is_file())
         assert f"(samples/{'-'.join((*next(drawn), recipe))}.png)]({name}.md)" in index

@@ -121,7 +121,8 @@ def test_phases_recipes_and_keys_are_what_cards_say():
     for name in NAMES:
         card, built = catalog.card(name), cases[name].build(DIGITS).phases()
         assert catalog.phases(card) in (None, tuple(phase.name for phase in built)), name
-        assert card.stages or name in recipes, name  # a later stage stands in the recipe of its first
+        # a later stage stands in the recipe of its first, and published weights have none
+        assert card.stages or name in recipes or name == "consistency", name
         assert card.paper.strip(), name
 
 

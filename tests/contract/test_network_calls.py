@@ -19,9 +19,10 @@ INFO = DataInfo((1, 16, 16), 256, ("a", "b"), n=100, steps=100)
 
 
 def denoisers() -> list[str]:
-    """Those that are drawn with their own network."""
+    """Those that are drawn with their own network, with guidance."""
     cases = (case for case in zoo.FIRST.values() if not case.stages and case.model != "diffae")
     cards = (catalog.card(case.model) for case in cases)
+    cards = (card for card in cards if "guidance" in card.sample)
     return [card.name for card in cards if any(cls.node.name == "Denoiser" for cls in card.lineage)]
 
 

@@ -9,10 +9,12 @@ from hub import hub
 from refused import refused
 from safetensors.torch import load_file, save_file
 
+from gzcli.cli import app
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import ImageNoise, no_progress
 from gzcli.engine.trained import build_model, load_trained
 from gzcli.export import published
+from gzcli.judge.scores import choose
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run
 from gzcli.launch.plan import ask, prepare
@@ -190,8 +192,7 @@ def test_twenty_steps_of_ddim_from_the_same_noise(name, tmp_path):
 def test_twenty_steps_of_a_consistency_function(tmp_path, monkeypatch):
     from diffusers.schedulers import scheduling_consistency_models
 
-    folder = folder_of(tmp_path, HERE["consistency"])
-    model, saved = model_of(folder)
+    model, _ = model_of(folder_of(tmp_path, HERE["consistency"]))
     net, y = diffusers.UNet2DModel.from_pretrained(tmp_path).eval(), torch.tensor([1, 3])
     noise = torch.randn(21, 2, 3, 16, 16)
     scheduler, draws = diffusers.CMStochasticIterativeScheduler(), iter(noise)
@@ -208,10 +209,9 @@ def test_twenty_steps_of_a_consistency_function(tmp_path, monkeypatch):
         path.append(Level(0.0, 1.0, 0.0))
         ours = samplers.renoise(model.denoiser(y), start, path, randn=lambda: next(draws))
     assert ours.std() > 0.05 and float((ours - x).abs().max()) < 2 / 255
-    # at its boundary it is the identity, and one step of `gz sample` is f of noise
-    level = model.process.ratio_level(model.boundary)
+    # at its boundary it is the identity
+    level = model.process.ratio_level(model.least)
     torch.testing.assert_close(model.estimate(x, level, y).x0, x, atol=1e-5, rtol=0)
-    assert saved.part.sample["sampler"] == "renoise"
 
 
 @pytest.mark.slow
@@ -332,3 +332,19 @@ def test_the_hub_gives_a_folder_as_a_disk_does(tmp_path, monkeypatch, capfd):
     with pytest.raises(MissingError, match="is not on this machine") as e:
         find_run("hf://google/ddpm-cat-256")
     assert e.value.code == 3 and "hf download google/ddpm-cat-256" in e.value.hint
+
+
+def test_a_consistency_function_only_samples(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(launcher, "run", in_process)
+    folder = str(folder_of(tmp_path / "cm-patches", HERE["consistency"]))
+    trained = load_trained(find_run(folder), torch.device("cpu"))
+    assert trained.name == "consistency" and trained.model.likelihood is None
+    refused("`consistency` has no score for", choose, trained, None)
+    refused("`consistency` has no likelihood, which the score `nll` needs", choose, trained, ["nll"])
+    for said, *words in (
+        ("`--sampler` must be `renoise`", "--sampler", "heun"),
+        ("no such option `--guidance`", "--guidance", "2"),
+        ("`consistency` does not inpaint", "--do", "inpaint"),
+        ("`consistency` does not reconstruct", "--do", "reconstruct"),
+    ):
+        assert app.run(["sample", folder, *words]) == 2 and said in capfd.readouterr().err, words

@@ -35,7 +35,6 @@ from gzcli.models.nn.nets import NetOptions
 from gzcli.models.score.sgm import ScoreModel
 
 MEASURED = 8  # batches of training images that determine σ_d
-LEAST_OUT = 1e-4  # c_out by which targets are divided; at a `boundary` it is 0, and so is their weight
 FIRST_BOUND, GROWTH = 5.0, 100.0  # the bound of λ at the start of its warm-up, and how much it grows
 
 
@@ -54,10 +53,6 @@ class EDMOptions(ObjectiveOptions):
       learned before detail (Wu 2023, arXiv:2306.06991).
     uncertainty: whether the loss is divided by its learned expectation at each noise level (Karras 2023,
       arXiv:2312.02696, eq. 21), so that all levels contribute alike.
-    boundary: σ at which D(x, σ) = x, as for a consistency function (Song 2023, arXiv:2303.01469, eq. 5): it
-      is subtracted from σ in c_skip and in the numerator of c_out. 0: a denoiser.
-    noise_input: noise level that the network gets: 1000 t (time), or 250 ln σ (log_sigma), as in published
-      weights.
     """
 
     prediction: Prediction | Literal["edm"] = "edm"  # type: ignore[assignment]
@@ -68,8 +63,6 @@ class EDMOptions(ObjectiveOptions):
     shift: Shift = 1.0
     weight_warmup: float = 0.0
     uncertainty: bool = False
-    boundary: float = 0.0
-    noise_input: Literal["time", "log_sigma"] = "time"
 
 
 class EDM(LikelihoodByODE, ScoreModel):
@@ -93,11 +86,10 @@ class EDM(LikelihoodByODE, ScoreModel):
         self.preconditioned = edm.prediction == "edm"
         # whether the weight is λ
         self.karras = self.preconditioned and edm.weighting == "even" and edm.min_snr is None
-        if not self.karras and (edm.uncertainty or edm.weight_warmup or edm.boundary):
+        if not self.karras and (edm.uncertainty or edm.weight_warmup):
             hint = "omit `model.prediction`, `model.weighting` and `model.min_snr`"
-            raise UsageError("`uncertainty`, `weight_warmup` and `boundary` need EDM's weight λ", hint=hint)
+            raise UsageError("`uncertainty` and `weight_warmup` need EDM's weight λ", hint=hint)
         self.measured, self.warmup = edm.sigma_data is None, edm.weight_warmup * data.steps
-        self.boundary, self.log_sigma = edm.boundary, edm.noise_input == "log_sigma"
         self.register_buffer("sigma_data", torch.tensor(0.5 if self.measured else edm.sigma_data))
         self.uncertainty = Uncertainty() if edm.uncertainty else None
         self.on_step(-1)
@@ -106,12 +98,8 @@ class EDM(LikelihoodByODE, ScoreModel):
 
     def coefficients(self, sigma: Any) -> tuple[Any, Any, Any]:
         """c_skip, c_out and c_in."""
-        above, c_in = sigma - self.boundary, (sigma**2 + self.sigma_data**2) ** -0.5
-        c_skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
-        return c_skip, above * self.sigma_data * c_in, c_in
-
-    def time_input(self, t: Tensor) -> Tensor:
-        return 250 * self.process.marginal(t)[1].log() if self.log_sigma else super().time_input(t)
+        variance, c_in = sigma**2 + self.sigma_data**2, (sigma**2 + self.sigma_data**2) ** -0.5
+        return self.sigma_data**2 / variance, sigma * self.sigma_data * c_in, c_in
 
     def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
         return self.coefficients(level.sigma)[2] * x if self.preconditioned else super().inputs(x, level)
@@ -137,15 +125,13 @@ class EDM(LikelihoodByODE, ScoreModel):
         """The F for which D = x_0 (eq. 8): (x_0 − c_skip (x_0 + σ ε)) / c_out."""
         if not self.preconditioned:
             return super().target(x, eps, level)
-        c_skip, c_out, c_in = self.coefficients(level.sigma)
-        if not self.boundary:
-            return c_in * (level.sigma / self.sigma_data * x - self.sigma_data * eps)
-        return (x - c_skip * (x + level.sigma * eps)) / c_out.clamp(min=LEAST_OUT)
+        c_in = self.coefficients(level.sigma)[2]
+        return c_in * (level.sigma / self.sigma_data * x - self.sigma_data * eps)
 
     def image_weight(self, level: Level) -> Tensor:
         if not self.preconditioned:
             return super().image_weight(level)
-        return (self.coefficients(level.sigma)[1].clamp(min=LEAST_OUT) ** -2).view(-1)
+        return (self.coefficients(level.sigma)[1] ** -2).view(-1)
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         if not self.karras:
@@ -153,8 +139,6 @@ class EDM(LikelihoodByODE, ScoreModel):
         c_out = self.coefficients(level.sigma)[1]
         bound = self.bound if self.training else math.inf
         weight = (bound * c_out**2).clamp(max=1)  # λ c_out²; below 1 if λ is bounded
-        if self.boundary:  # λ is that of a denoiser
-            weight = weight * (1 - self.boundary / level.sigma) ** 2
         errors = weight * LOSSES[self.loss_type](out, target, reduction="none")
         if self.uncertainty is None:
             return {"loss": errors.mean()}

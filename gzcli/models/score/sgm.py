@@ -52,7 +52,7 @@ class SamplingOptions(WalkOptions):
     sampler: a solver of the ODE or of the SDE. ODE: dpmpp (Lu 2022b), unipc (Zhao 2023), heun (2 · steps − 1
       calls; Karras 2022), or ode (a general `solver`, which never clamps). SDE: dpmpp_sde or,
       with hundreds of uniform steps, em (Euler–Maruyama) or pc (predictor–corrector; steps + corrector ·
-      (steps − 1) calls). renoise: for consistency functions; adds new noise to each estimate.
+      (steps − 1) calls).
     steps: number of noise levels.
     spacing: spacing of the noise levels: uniform in t (uniform), in the 7th root of σ/α (karras; Karras 2022,
       eq. 5), or in log σ/α (logsnr).
@@ -76,7 +76,6 @@ class SamplingOptions(WalkOptions):
 
 SAMPLERS: dict[str, Callable[[SamplingOptions, Process], Sampler]] = {
     **SOLVERS,
-    "renoise": lambda *_: samplers.renoise,
     "em": lambda _, sde: partial(samplers.euler_maruyama, sde=sde),
     "pc": lambda options, _: partial(
         samplers.predictor_corrector, corrector=options.corrector, snr=options.snr
