@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.core.errors import MissingError, UsageError, install_line
+from gzcli.core.errors import DivergedError, MissingError, UsageError, install_line
 from gzcli.core.sections import Fit
+from gzcli.data.readers.images import FORMATS, SUFFIXES
 from gzcli.engine.log import Log
 from gzcli.export import portable_alarm
 from gzcli.judge import methods
@@ -34,6 +35,7 @@ from gzcli.metrics.pretrained import MEAN, STD, Block
 from gzcli.store import files
 from gzcli.store.jobs import PortableJob
 
+GRAPH, TABLE = "alarm.onnx", "held_out.csv"  # names of the files that the script checks
 OPSET = 17
 # rounding errors of an eigenvalue, as a share of the largest, and of a row of length 1
 NOISE, EXACT = 1e-10, 1e-5
@@ -387,9 +389,10 @@ def write(alarm: Calibrated, shape: Shape, fit: Fit, folder: Path, facts: dict[s
     facts: further entries of `alarm.json`, which the script does not read.
     """
     check(fit)
-    files.write_atomic(folder / "alarm.onnx", graph_of(alarm.models, shape).SerializeToString())
+    files.write_atomic(folder / GRAPH, graph_of(alarm.models, shape).SerializeToString())
     table(folder, alarm.fold, alarm.held_out)
-    return script(folder, {"shape": list(shape), "fit": fit, "tails": alarm.tails, **facts})
+    spec = {"shape": list(shape), "fit": fit, "tails": alarm.tails, **facts}
+    return script(folder, spec, len(alarm.held_out))
 
 
 def run(job: PortableJob, folder: Path, device: Any, log: Log) -> dict[str, Any]:
@@ -417,11 +420,22 @@ def check(fit: Fit, *more: str) -> None:
 
 
 def table(folder: Path, fold: np.ndarray, held_out: np.ndarray) -> None:
+    """Writes the table of held-out scores. Raises DivergedError if one is not finite, because it would hide
+    every foreign image."""
+    if not np.isfinite(held_out).all():
+        raise DivergedError("an alarm with a held-out score that is not finite cannot be exported")
     rows = ([int(k), float(score)] for k, score in zip(fold, held_out, strict=True))
-    write_csv(folder / "held_out.csv", ["fold", "score"], rows)
+    write_csv(folder / TABLE, ["fold", "score"], rows)
 
 
-def script(folder: Path, spec: dict[str, Any]) -> list[str]:
-    files.write_json(folder / "alarm.json", spec)
+def script(folder: Path, spec: dict[str, Any], held_out: int) -> list[str]:
+    """Writes the script and its description of an alarm whose graph and table are in the folder. Returns the
+    names of all files."""
+    kinds = {"formats": FORMATS, "suffixes": SUFFIXES}
+    checks = {
+        "held_out": held_out,
+        "sha256": {name: files.checksum(folder / name) for name in (GRAPH, TABLE)},
+    }
+    files.write_json(folder / "alarm.json", spec | kinds | checks)
     shutil.copyfile(portable_alarm.__file__, folder / "judge.py")
-    return ["alarm.onnx", "held_out.csv", "alarm.json", "judge.py"]
+    return [GRAPH, TABLE, "alarm.json", "judge.py"]

@@ -163,7 +163,7 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
         why = str(e).strip().partition("\n")[0][:200]
         message = f"torch cannot export the map of `{trained.name}` as a graph: {why}"
         raise UsageError(message, hint="gz ood --in ./good --export ./alarm") from e
-    files.write_atomic(folder / "alarm.onnx", graph)
+    files.write_atomic(folder / alarm.GRAPH, graph)
     scores = scored(folder, images)
     with torch.no_grad():
         expected = net(torch.from_numpy(images[:AT_ONCE]))[0].numpy()[:, 0]
@@ -172,8 +172,9 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
             f"the scores of the exported graph of `{trained.name}` differ from those of gz", hint=ELSE
         )
     alarm.table(folder, np.zeros(len(scores)), scores)
-    spec = {"shape": list(trained.images.shape), "fit": trained.part.data.fit, "tails": 1}
-    names = alarm.script(folder, spec | {"run": trained.run.owner.id, "map": name, "draws": len(net.draws)})
+    spec: dict[str, Any] = {"shape": trained.images.shape, "fit": trained.part.data.fit, "tails": 1}
+    spec |= {"run": trained.run.owner.id, "map": name, "draws": len(net.draws)}
+    names = alarm.script(folder, spec, len(scores))
     return {"files": names, "map": name, "held_out": len(scores), "draws": len(net.draws)}
 
 
@@ -196,6 +197,6 @@ def scored(folder: Path, images: np.ndarray) -> np.ndarray:
     """The scores [N] that the graph in a folder gives to images."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / "alarm.onnx")
+    session = onnxruntime.InferenceSession(folder / alarm.GRAPH)
     singles = (np.array(images[i : i + 1]) for i in range(len(images)))
     return np.array([session.run(["score"], {"image": x})[0].item() for x in singles])
