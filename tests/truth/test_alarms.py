@@ -1,6 +1,7 @@
 """Methods without training against scikit-learn and counting; the rate of false alarms by simulation."""
 
 from dataclasses import replace
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import pytest
@@ -217,6 +218,45 @@ def test_false_alarms_keep_the_promise_over_200_splits(n, rate):
     low, high = binom.interval(0.95, splits * each, np.floor(rate * (n + 1)) / (n + 1))
     assert low <= flagged <= high
     assert flagged / (splits * each) <= cross.bound(rate, n, cross.folds_of(n))
+
+
+def most_unusual(folds, m, losses):
+    """The largest number of points in folds of m points each that lose at most `losses` comparisons with
+    points of other folds, by enumeration. Comparisons can be decided in this way if no group of these points
+    has more comparisons within it than its points may lose (Landau 1953, for tournaments)."""
+
+    def within(counts):
+        return (sum(counts) ** 2 - sum(count**2 for count in counts)) // 2
+
+    def possible(counts):
+        groups = product(*(range(count + 1) for count in counts))
+        return all(within(group) <= losses * sum(group) for group in groups)
+
+    every = combinations_with_replacement(range(m + 1), folds)
+    return max(sum(counts) for counts in every if possible(counts))
+
+
+SPLITS = [(1, 9), (2, 2), (2, 4), (3, 2), (3, 4), (4, 2), (7, 1), (2, 10), (6, 2)]
+
+
+@pytest.mark.parametrize(("folds", "m"), SPLITS)
+def test_the_bound_is_that_of_the_proofs(folds, m):
+    """Both proofs are counted out. Twice the mean of the folds' p-values is a p-value (Vovk & Wang 2020). The
+    new image and m − 1 others are a further fold, and any of these n + m images may be the new one (Barber et
+    al. 2021). The proofs then drop a factor, (n + 1) / (n + K) or (n + 1) / (n + m), and the second 1 / (n +
+    m)."""
+    n = folds * m
+    for k in (1, 1 + m // 2):  # of an image with p = k / (n + 1), k − 1 held-out images are as unusual
+        rate = k / (n + 1)
+        if folds == 1:
+            assert cross.bound(rate, n, folds) == rate
+            continue
+        unusual = np.bincount(np.arange(k - 1) % folds, minlength=folds)
+        by_mean = 2 * np.mean((1 + unusual) / (m + 1)) + 2 * rate * (folds - 1) / (n + folds)
+        by_count = (most_unusual(folds + 1, m, k - 1) + 1 + 2 * rate * (m - 1)) / (n + m)
+        assert cross.bound(rate, n, folds) == pytest.approx(min(by_mean, by_count))
+        assert m > 1 or cross.bound(rate, n, folds) == pytest.approx(2 * rate), "the jackknife+"
+        assert cross.bound(rate, n, folds) <= 2 * rate + (2 / n) ** 0.5, "for every number of folds"
 
 
 def test_the_choice_takes_nothing_that_calibrates():
