@@ -33,9 +33,8 @@ from gzcli.launch.from_file import find_run, is_bundle, is_shared, is_weights
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe import schema
-from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_chosen
+from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_chosen, write_recipe
 from gzcli.recipe.resolve import Resolved, Weights, changes_loss, dotted, large_limits, resolve
-from gzcli.recipe.yaml import dump
 from gzcli.store import claims, files, model_files, runs
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import STAGES
@@ -502,12 +501,12 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     }
     # first, because the list names a run by what its recipe trains
     files.write_json(target.environment_file, env)
-    files.write_atomic(target.recipe_file, dump(recipe.tree()))
+    write_recipe(target, recipe.tree())
     start = {"state": "planned", "error": None, "code": None}
     target.update(**start)
     for part in recipe.parts if recipe.stages else ():
         stage = target.stage(part.stage)
-        files.write_atomic(stage.recipe_file, dump(part.tree()))
+        write_recipe(stage, part.tree())
         short = stage.status().get("step", 0) < part.train.steps and not stage.ended_by_patience
         if short or stage.state != "finished":
             stage.update(model=part.model, data=target.data, **start)

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import UsageError
-from gzcli.core.sections import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
+from gzcli.core.sections import (
+    BenchSection,
+    DataSection,
+    LaunchSection,
+    Part,
+    leaves,
+    lists,
+    part_of,
+    plain,
+    tuples,
+)
 from gzcli.data.packs.augment import AUGMENTS, parse_augment
 from gzcli.data.sets.registry import EXTRAS, SPECS, DataSet, DataSpec, extras_in_words
 from gzcli.models import catalog
@@ -118,17 +128,22 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
     )
 
 
+def write_recipe(run: Run, tree: Mapping[str, Any]) -> None:
+    """Writes the resolved recipe of a run or of a stage, with the number of its keys in the first line."""
+    files.write_atomic(run.recipe_file, f"# {len(leaves(tree))} keys\n{dump(tree)}")
+
+
 def write_chosen(run: Run, changes: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes keys of sections that gz chose into `run.yaml`; for a stage, also into that of the run."""
 
     def changed(tree: Mapping[str, Any]) -> dict[str, Any]:
         return {**tree, **{name: {**tree[name], **keys} for name, keys in changes.items()}}
 
-    files.write_atomic(run.recipe_file, dump(changed(run.tree())))
+    write_recipe(run, changed(run.tree()))
     if run.owner is not run:
         whole = run.owner.tree()
         whole["stages"][run.path.name] = changed(whole["stages"][run.path.name])
-        files.write_atomic(run.owner.recipe_file, dump(whole))
+        write_recipe(run.owner, whole)
 
 
 def _shared(part: Part) -> dict[str, Any]:
