@@ -90,7 +90,8 @@ class Request:
         similar = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
         idle = [run for run in similar if run.state != "running" and run.recipe_file.exists()]
         unfinished = [run for run in idle if run.state != "finished" and resumable(run)]
-        return next(iter(unfinished or (idle if self.flags.get("train.steps") is not None else [])), None)
+        has_steps = any(key.endswith("train.steps") for key in typed_keys(self.recipe))
+        return next(iter(unfinished or (idle if has_steps else [])), None)
 
 
 def ask(
@@ -217,7 +218,7 @@ class Start:
         resolved, processes = self.request.recipe, self.plan.processes
         recipe: Recipe
         if self.run:
-            recipe = continued(self.run, resolved, self.request.flags.get("train.steps"))
+            recipe = continued(self.run, resolved)
             for old, new in zip(recipe_of(self.run.tree()).parts, recipe.parts, strict=True):
                 if new.train.steps < old.train.steps:
                     fewer = f"{new.train.steps:,} instead of {old.train.steps:,}"
@@ -252,8 +253,9 @@ class Start:
             runs.tidy()
             stack.enter_context(claims.claimed(run))
             claims.sign(run)
-            for part in lengthened(run):
-                if (self.request.flags.get("train.steps") or 0) > part.status().get("step", 0):
+            for stage, steps in typed_lengths(run, resolved).items():
+                part = run.stage(stage) if stage else run
+                if steps > part.done_steps:
                     part.update(ended_by_patience=None)
         try:
             if self.run and run.environment_file.exists() and not run.environment:
@@ -426,34 +428,37 @@ def in_words(processes: int, accumulate: int) -> str:
     return several if accumulate == 1 else f"{several} × {accumulate} parts"
 
 
-def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
+def continued(run: Run, typed: Resolved) -> Recipe:
     """The run's recipe, with more steps and other processes if requested. Raises UsageError that lists
     requested values that differ from the run's."""
     if run.is_held:
         raise claims.in_use(run.owner)
-    recipe, differ = recipe_of(run.tree()), []
+    recipe, lengths, differ = recipe_of(run.tree()), typed_lengths(run, typed), []
     for key in typed_keys(typed):
-        if not key.startswith("launch.") and not key.endswith("train.steps"):
+        if not (key.startswith("launch.") or (lengths and key.endswith("train.steps"))):
             old, new = recipe.value(key), typed.value(key)
             # they were converted to a number of steps
             counted = key.endswith("train.minutes") and old is None
             if old != new and not counted:
                 differ.append(f"  {key}: {old} in the run, {new} requested")
-    if steps is not None:
-        longer = lengthened(run)
-        done = [part.status().get("step", 0) for part in longer]
-        differ += [f"  train.steps: the run has done {n}, {steps} requested" for n in done if steps < n]
-        recipe = recipe.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
+    for stage, steps in lengths.items():
+        if steps < (done := (run.stage(stage) if stage else run).status().get("step", 0)):
+            differ.append(f"  train.steps: the run has done {done}, {steps} requested")
     if differ:
         message = "\n".join([f"`{run.id}` cannot resume with a different recipe", *differ])
         raise UsageError(message, hint="omit these settings, or start a new run without `--resume`")
-    return recipe.launched(launched_again(run, typed))
+    return recipe.lengthened(lengths).launched(launched_again(run, typed))
 
 
-def lengthened(run: Run) -> list[Run]:
-    """The stages to extend, or the run itself. If all stages are finished, only the last one, because it was
-    trained on the others as they are."""
-    return [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
+def typed_lengths(run: Run, typed: Resolved) -> dict[str, int]:
+    """The steps that the command line sets, by unfinished stage, or for "" if the run has no stages. If all
+    stages are finished, only for the last one, because it was trained on the others as they are."""
+    stages = [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
+    keys, lengths = typed_keys(typed), dict[str, int]()
+    for stage in stages:
+        if (key := f"{stage.in_owner}train.steps") in keys:
+            lengths["" if stage == run else stage.path.name] = typed.value(key)
+    return lengths
 
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -78,12 +78,13 @@ class Recipe:
         parts = [replace(part, launch=launch) for part in self.parts]
         return replace(self, launch=launch, parts=tuple(parts))
 
-    def lengthened(self, steps: int, stages: Collection[str]) -> Self:
-        """The recipe with another number of steps for these stages; "" for a recipe without stages."""
+    def lengthened(self, lengths: Mapping[str, int]) -> Self:
+        """The recipe with other numbers of steps, by stage; for "" in a recipe without stages."""
         parts = list(self.parts)
         for i, part in enumerate(parts):
-            if part.stage in stages:
-                parts[i] = replace(part, train=replace(part.train, steps=steps, minutes=None))
+            if part.stage in lengths:
+                train = replace(part.train, steps=lengths[part.stage], minutes=None)
+                parts[i] = replace(part, train=train)
         return replace(self, parts=tuple(parts))
 
     def value(self, key: str) -> Any:

@@ -247,8 +247,7 @@ class Run:
         for part in self.stages or [self]:
             status = part.status()
             planned, steps = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
-            length = status.get("steps") if part.ended_by_patience else steps
-            if planned and (length or 0) < planned:
+            if planned and part.done_steps < planned:
                 of_stage = "" if part is self else f" of `{part.path.name}`"
                 lacking.append(f"{steps:,} steps{of_stage} instead of the recipe's {planned:,}")
         status = self.status()
@@ -263,6 +262,11 @@ class Run:
         status = self.status()
         end = status.get("ended_by_patience")
         return end if end and end == status.get("step") else None
+
+    @property
+    def done_steps(self) -> int:
+        """The number of steps of its plan that need no more training: all if `train.patience` ended it."""
+        return self.status().get("steps" if self.ended_by_patience else "step") or 0
 
     @property
     def served(self) -> int | None:
