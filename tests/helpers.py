@@ -54,12 +54,11 @@ def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:
     from gzcli.core.sections import part_of
     from gzcli.data.packs.open import open_pack, pack_options
     from gzcli.engine.step import accelerate
-    from gzcli.recipe.yaml import dump
-    from gzcli.store import files
+    from gzcli.recipe.recipe import write_recipe
 
     if run is None:
         run = runs.create(tree["model"]["name"], tree["data"]["name"])
-        files.write_atomic(run.path / "run.yaml", dump(tree))
+        write_recipe(run, tree)
     part = part_of(tree)
     pack = open_pack(part.data.name, **pack_options(part.data))
     return Trainer(run, part, pack, accelerate(part), Log(run.path, rank=int(os.environ.get("RANK", "0"))))

@@ -153,7 +153,9 @@ def ood(
     refused = of_model if method else ()
     spelling = partial(jobs.misspellings, unknown, ctx, of_model=of_scores, refused=refused)
     with spelling():
-        check_options(typed, input_, of_pictures, of_sets, alone=bool(inspected or export))
+        alone = ("--fpr", "--calibrate") if inspected else ("--calibrate",) if export else ()
+        check_options(typed, input_, of_pictures, of_sets, alone=alone)
+    share, further = rate(fpr), calibrating(calibrate, in_)
     if method:
         check_method(method, model, in_, of_sets, of_model)
     if export and not method:
@@ -176,9 +178,8 @@ def ood(
     if inspected or input_ is not None or export:
         kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(input_ or ""))
         images = str(path) if inspected or input_ else ""
-        further = str(local(calibrate)) if calibrate and not is_set(calibrate) else calibrate
         settings |= {"calibrate": further, "maps": map_ or bool(method), "png": png, "seeds": seeds}
-        job, label = kind(input=images, fpr=rate(fpr), **settings), slug(path.stem)
+        job, label = kind(input=images, fpr=share, **settings), slug(path.stem)
     else:
         lists = local(imglists) if imglists else None
         foreign = foreign_sets(out_, openood, lists, scorer.data)
@@ -234,17 +235,18 @@ def check_options(
     of_pictures: Mapping[str, Any],
     of_sets: Mapping[str, Any],
     *,
-    alone: bool = False,
+    alone: Sequence[str] = (),
 ) -> None:
     """Raises UsageError for options that cannot be combined, MissingError if there are no images.
 
     typed: the model and `--in` of the command line, for hints.
-    alone: whether `--in` suffices, as for an inspection set.
+    alone: the options of single images that need no `--input`, as for an inspection set; () if `--in` alone
+      does not suffice.
     """
     of_images = f"gz ood {typed or '--in ./good'} --input ./today"
     wrong = of_pictures if input_ is None else of_sets
-    allowed = ("--fpr", "--calibrate") if alone else ()
-    strange = next((name for name, value in wrong.items() if value and name not in allowed), None)
+    typed_ones = (name for name, value in wrong.items() if value not in (None, False))
+    strange = next((name for name in typed_ones if name not in alone), None)
     if input_ is not None:
         if strange:
             message = f"`--input` checks single images, but `{strange}` compares data sets"
@@ -456,7 +458,7 @@ def label_of(outs: Sequence[str]) -> str:
 
 def rate(text: str | None) -> float:
     """The value of `--fpr`, such as `1%` or `0.01`, as a fraction. Raises UsageError outside 0 … 1."""
-    word = (text or "1%").strip()
+    word = "1%" if text is None else text.strip()
     try:
         share = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
     except ValueError:
@@ -465,6 +467,20 @@ def rate(text: str | None) -> float:
         hint = f"`--fpr {word}%`" if 1 <= share < 100 and "%" not in word else "`--fpr 1%`, or `--fpr 0.01`"
         raise UsageError(f"`--fpr {text}` is not a rate between 0 and 1", hint=hint)
     return share
+
+
+def calibrating(text: str | None, in_: str | None) -> str | None:
+    """The name or the path of the images for calibration; None without `--calibrate`. Raises MissingError if
+    there are none, UsageError for those of `--in`, to which methods are fitted."""
+    if text is None:
+        return None
+    if not text or not (is_set(text) or local(text).exists()):
+        hint = "pass a folder, zip, tar or npz of good images, or the name of a data set"
+        raise MissingError(f"`--calibrate {text}` does not exist", hint=hint)
+    if in_ and data_key(text) == data_key(in_):
+        hint = "omit `--calibrate`, or pass other good images"
+        raise UsageError("`--calibrate` and `--in` are the same images", hint=hint)
+    return text if is_set(text) else str(local(text))
 
 
 # ---------------------------------------------------------------------------- what is printed

@@ -22,7 +22,7 @@ from gzcli.core.units import as_size
 from gzcli.data.sets.registry import SPECS
 from gzcli.launch import launcher
 from gzcli.models import catalog
-from gzcli.recipe.yaml import dump
+from gzcli.recipe.recipe import write_recipe
 from gzcli.store import bundle, files, hub, jobs, pretrained, runs
 from gzcli.store.jobs import PublishedJob
 from gzcli.store.paths import cache_dir, is_name
@@ -139,14 +139,14 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
             files.link_or_copy(file, run.model_file)
         for name, part in trees.items():
             place = Run(bundle.place_of(name, folder))
-            place.recipe_file.write_text(dump(part), encoding="utf-8")
+            write_recipe(place, part)
             step = int(parts.get(name, texts)["step"])
             facts = {"model": part["model"]["name"], "data": part["data"]["name"]}
             files.write_json(place.status_file, {"state": "finished", "step": step, **facts, **clock})
         files.write_json(run.card_file, card)
         if picture := texts.get("preview"):
             run.preview_picture.write_bytes(base64.b64decode(picture))
-        run.recipe_file.write_text(dump(tree), encoding="utf-8")
+        write_recipe(run, tree)
         size = as_size(*DataInfo.of(json.loads(texts["data"])).shape[1:])
         model = str(card.get("model") or next(reversed(trees.values()))["model"]["name"])
         data = tree["data"]["name"]  # origin from a stranger: only the last part of a path

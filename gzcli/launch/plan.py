@@ -33,9 +33,8 @@ from gzcli.launch.from_file import find_run, is_bundle, is_shared, is_weights
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe import schema
-from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_chosen
+from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_chosen, write_recipe
 from gzcli.recipe.resolve import Resolved, Weights, changes_loss, dotted, large_limits, resolve
-from gzcli.recipe.yaml import dump
 from gzcli.store import claims, files, model_files, runs
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import STAGES
@@ -91,7 +90,8 @@ class Request:
         similar = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
         idle = [run for run in similar if run.state != "running" and run.recipe_file.exists()]
         unfinished = [run for run in idle if run.state != "finished" and resumable(run)]
-        return next(iter(unfinished or (idle if self.flags.get("train.steps") is not None else [])), None)
+        has_steps = any(key.endswith("train.steps") for key in typed_keys(self.recipe))
+        return next(iter(unfinished or (idle if has_steps else [])), None)
 
 
 def ask(
@@ -218,7 +218,7 @@ class Start:
         resolved, processes = self.request.recipe, self.plan.processes
         recipe: Recipe
         if self.run:
-            recipe = continued(self.run, resolved, self.request.flags.get("train.steps"))
+            recipe = continued(self.run, resolved)
             for old, new in zip(recipe_of(self.run.tree()).parts, recipe.parts, strict=True):
                 if new.train.steps < old.train.steps:
                     fewer = f"{new.train.steps:,} instead of {old.train.steps:,}"
@@ -253,8 +253,9 @@ class Start:
             runs.tidy()
             stack.enter_context(claims.claimed(run))
             claims.sign(run)
-            for part in lengthened(run):
-                if (self.request.flags.get("train.steps") or 0) > part.status().get("step", 0):
+            for stage, steps in typed_lengths(run, resolved).items():
+                part = run.stage(stage) if stage else run
+                if steps > part.done_steps:
                     part.update(ended_by_patience=None)
         try:
             if self.run and run.environment_file.exists() and not run.environment:
@@ -427,34 +428,37 @@ def in_words(processes: int, accumulate: int) -> str:
     return several if accumulate == 1 else f"{several} × {accumulate} parts"
 
 
-def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
+def continued(run: Run, typed: Resolved) -> Recipe:
     """The run's recipe, with more steps and other processes if requested. Raises UsageError that lists
     requested values that differ from the run's."""
     if run.is_held:
         raise claims.in_use(run.owner)
-    recipe, differ = recipe_of(run.tree()), []
+    recipe, lengths, differ = recipe_of(run.tree()), typed_lengths(run, typed), []
     for key in typed_keys(typed):
-        if not key.startswith("launch.") and not key.endswith("train.steps"):
+        if not (key.startswith("launch.") or (lengths and key.endswith("train.steps"))):
             old, new = recipe.value(key), typed.value(key)
             # they were converted to a number of steps
             counted = key.endswith("train.minutes") and old is None
             if old != new and not counted:
                 differ.append(f"  {key}: {old} in the run, {new} requested")
-    if steps is not None:
-        longer = lengthened(run)
-        done = [part.status().get("step", 0) for part in longer]
-        differ += [f"  train.steps: the run has done {n}, {steps} requested" for n in done if steps < n]
-        recipe = recipe.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
+    for stage, steps in lengths.items():
+        if steps < (done := (run.stage(stage) if stage else run).status().get("step", 0)):
+            differ.append(f"  train.steps: the run has done {done}, {steps} requested")
     if differ:
         message = "\n".join([f"`{run.id}` cannot resume with a different recipe", *differ])
         raise UsageError(message, hint="omit these settings, or start a new run without `--resume`")
-    return recipe.launched(launched_again(run, typed))
+    return recipe.lengthened(lengths).launched(launched_again(run, typed))
 
 
-def lengthened(run: Run) -> list[Run]:
-    """The stages to extend, or the run itself. If all stages are finished, only the last one, because it was
-    trained on the others as they are."""
-    return [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
+def typed_lengths(run: Run, typed: Resolved) -> dict[str, int]:
+    """The steps that the command line sets, by unfinished stage, or for "" if the run has no stages. If all
+    stages are finished, only for the last one, because it was trained on the others as they are."""
+    stages = [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
+    keys, lengths = typed_keys(typed), dict[str, int]()
+    for stage in stages:
+        if (key := f"{stage.in_owner}train.steps") in keys:
+            lengths["" if stage == run else stage.path.name] = typed.value(key)
+    return lengths
 
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:
@@ -502,12 +506,12 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     }
     # first, because the list names a run by what its recipe trains
     files.write_json(target.environment_file, env)
-    files.write_atomic(target.recipe_file, dump(recipe.tree()))
+    write_recipe(target, recipe.tree())
     start = {"state": "planned", "error": None, "code": None}
     target.update(**start)
     for part in recipe.parts if recipe.stages else ():
         stage = target.stage(part.stage)
-        files.write_atomic(stage.recipe_file, dump(part.tree()))
+        write_recipe(stage, part.tree())
         short = stage.status().get("step", 0) < part.train.steps and not stage.ended_by_patience
         if short or stage.state != "finished":
             stage.update(model=part.model, data=target.data, **start)

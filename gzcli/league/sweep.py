@@ -10,6 +10,7 @@ import json
 import math
 import random
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise, product
@@ -20,6 +21,7 @@ from gzcli.core import signals
 from gzcli.core.errors import DamagedError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
+from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import facts_of, pack_options, peek
 from gzcli.data.sets.registry import locate
 from gzcli.launch.plan import Request, ask, trained
@@ -28,6 +30,7 @@ from gzcli.league.loop import Point, draw_curves
 from gzcli.league.training import AGAIN, Training, digest, stopped, train_judges
 from gzcli.metrics import networks
 from gzcli.recipe import schema
+from gzcli.recipe.yaml import flow
 from gzcli.store import files, runs
 from gzcli.store.metrics import curves, metric_lines
 from gzcli.store.paths import user_dir
@@ -177,11 +180,15 @@ def parsed(
 ) -> tuple[list[str], dict[str, list[str]], dict[str, tuple[float, float]]]:
     """The settings of all trials, the values by key and the ends of ranges by key."""
     fixed, lists, ranges = list[str](), dict[str, list[str]](), dict[str, tuple[float, float]]()
+    typed = dict[str, str]()
     for text in sets:
         key, _, value = text.partition("=")
         key = key.strip()
-        if key in {*lists, *ranges, *(setting.partition("=")[0].strip() for setting in fixed)}:
-            raise UsageError(f"`--set {text}`: `{key}` is set twice", hint=f"--set {key}=1e-3,3e-3")
+        if key in typed:
+            both = f"{typed[key]},{value.strip()}"
+            hint = "omit one of them" if _RANGE.search(both) else f"--set {shlex.quote(f'{key}={both}')}"
+            raise UsageError(f"`--set {text}`: `{key}` is set twice", hint=hint)
+        typed[key] = value.strip()
         if key in _LENGTH:
             raise UsageError(f"`--set {text}`: the length of a trial follows from `--budget`")
         if match := _RANGE.fullmatch(value.strip()):
@@ -226,10 +233,17 @@ def drawn(
 
 
 def check(sweep: Sweep, progress: Report, dry_run: bool) -> None:
-    """Raises UsageError for a setting that cannot be trained, and for two equal ones."""
+    """Raises UsageError for a setting that cannot be trained, for two equal ones, and for settings whose
+    validation metrics cannot be compared."""
+    requests = [sweep.request(i) for i in range(sweep.trials)]
+    shared: dict[str, Any] = {}
+    for request in requests:
+        for name, value in validation(request.recipe.parts[0]).items():
+            if shared.setdefault(name, value) != value:
+                message = f"`{name}` {flow(shared[name])} and {flow(value)} have no common validation metric"
+                raise UsageError(message, hint=f"run a sweep for each `{name}`")
     seen: dict[str, Setting] = {}
-    for i, setting in enumerate(sweep.settings):
-        request = sweep.request(i)
+    for request, setting in zip(requests, sweep.settings, strict=True):
         recipe = request.recipe if dry_run else Training.of(request, progress=progress).recipe
         if recipe.parts[0].train.best == "none":
             raise UsageError(
@@ -239,6 +253,16 @@ def check(sweep: Sweep, progress: Report, dry_run: bool) -> None:
         if key in seen:
             raise UsageError(f"`{' '.join(seen[key])}` and `{' '.join(setting)}` are the same setting")
         seen[key] = setting
+
+
+def validation(part: Part) -> dict[str, Any]:
+    """The keys of a recipe that decide what its validation metric measures, with their values."""
+    form = {**asdict(part.data), "augment": patch_of(part.data.augment)}
+    del form["n"]  # number of training images
+    return {f"data.{key}": value for key, value in form.items()} | {
+        "train.best": part.train.best,
+        "train.eval_images": part.train.eval_images,
+    }
 
 
 # ---------------------------------------------------------------------------- the record

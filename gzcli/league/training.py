@@ -61,7 +61,7 @@ class Training:
     def is_done(self, run: Run) -> bool:
         """Whether a run is finished with the requested number of steps."""
         steps = self.request.flags.get("train.steps") or 0
-        return run.state == "finished" and run.serving.status().get("step", 0) >= steps
+        return run.state == "finished" and run.serving.done_steps >= steps
 
     def train(self, say: Say = silent) -> Run:
         """Trains and returns the finished run. If another process is training it, this one waits. That

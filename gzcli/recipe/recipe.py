@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import UsageError
 from gzcli.core.hints import advice, gz, setting
-from gzcli.core.sections import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
+from gzcli.core.sections import (
+    BenchSection,
+    DataSection,
+    LaunchSection,
+    Part,
+    leaves,
+    lists,
+    part_of,
+    plain,
+    tuples,
+)
 from gzcli.data.packs.augment import AUGMENTS, parse_augment
 from gzcli.data.sets.registry import EXTRAS, SPECS, DataSet, DataSpec, extras_in_words
 from gzcli.models import catalog
@@ -69,12 +79,13 @@ class Recipe:
         parts = [replace(part, launch=launch) for part in self.parts]
         return replace(self, launch=launch, parts=tuple(parts))
 
-    def lengthened(self, steps: int, stages: Collection[str]) -> Self:
-        """The recipe with another number of steps for these stages; "" for a recipe without stages."""
+    def lengthened(self, lengths: Mapping[str, int]) -> Self:
+        """The recipe with other numbers of steps, by stage; for "" in a recipe without stages."""
         parts = list(self.parts)
         for i, part in enumerate(parts):
-            if part.stage in stages:
-                parts[i] = replace(part, train=replace(part.train, steps=steps, minutes=None))
+            if part.stage in lengths:
+                train = replace(part.train, steps=lengths[part.stage], minutes=None)
+                parts[i] = replace(part, train=train)
         return replace(self, parts=tuple(parts))
 
     def value(self, key: str) -> Any:
@@ -119,17 +130,22 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
     )
 
 
+def write_recipe(run: Run, tree: Mapping[str, Any]) -> None:
+    """Writes the resolved recipe of a run or of a stage, with the number of its keys in the first line."""
+    files.write_atomic(run.recipe_file, f"# {len(leaves(tree))} keys\n{dump(tree)}")
+
+
 def write_chosen(run: Run, changes: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes keys of sections that gz chose into `run.yaml`; for a stage, also into that of the run."""
 
     def changed(tree: Mapping[str, Any]) -> dict[str, Any]:
         return {**tree, **{name: {**tree[name], **keys} for name, keys in changes.items()}}
 
-    files.write_atomic(run.recipe_file, dump(changed(run.tree())))
+    write_recipe(run, changed(run.tree()))
     if run.owner is not run:
         whole = run.owner.tree()
         whole["stages"][run.path.name] = changed(whole["stages"][run.path.name])
-        files.write_atomic(run.owner.recipe_file, dump(whole))
+        write_recipe(run.owner, whole)
 
 
 def _shared(part: Part) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Any, Size, Literal[…], tuple[…], list[…] and unions of them by `|`.
 from __future__ import annotations
 
 import ast
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from gzcli.core.units import WORDS, canonical_size, nearest
 from gzcli.models.catalog import ModelCard, Param, phases, scores_made
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
+LARGEST_FLOAT = 3.4028234663852886e38  # of float32, in which models compute
 ABSENT = object()  # default of a key that is only in the resolved recipe if it is given
 ANY = "*"  # represents every other key of a section whose keys are not known
 # keys of other programs → what to use here
@@ -295,7 +295,9 @@ SCALARS = {
     "bool": Scalar(lambda value: isinstance(value, bool), "true or false", "true or false", "boolean"),
     "str": Scalar(lambda value: isinstance(value, str), "a string", "strings", "string"),
     "int": Scalar(lambda value: type(value) is int, "an integer", "integers", "integer"),
-    "float": Scalar(lambda value: _number(value) and math.isfinite(value), "a number", "numbers", "number"),
+    "float": Scalar(
+        lambda value: _number(value) and abs(value) <= LARGEST_FLOAT, "a number", "numbers", "number"
+    ),
     "Size": Scalar(lambda value: isinstance(value, int | str) and not isinstance(value, bool), WORDS),
 }
 _TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; texts in YAML 1.2
@@ -428,6 +430,8 @@ def advice(node: ast.expr, value: Any) -> str | None:
     def suits(option: Any) -> bool:
         return convert(node, option)[0]
 
+    if _number(value) and abs(value) > LARGEST_FLOAT:
+        return f"use a number between -{LARGEST_FLOAT:.1e} and {LARGEST_FLOAT:.1e}"
     if isinstance(value, float) and value.is_integer() and suits(int(value)):
         return f"write {int(value)}"
     if isinstance(value, str):

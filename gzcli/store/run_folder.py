@@ -8,17 +8,20 @@ import math
 import os
 import re
 import time
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, UsageError, first_line
-from gzcli.core.sections import titled
+from gzcli.core.sections import Part, leaves, titled
 from gzcli.store import files, index
 from gzcli.store.paths import inside, is_name
 
 RUN_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")  # model and data, time, random digits
+# first line of `run.yaml`, by which a file that was cut off is recognized; older files have none
+KEYS = re.compile(r"# (\d+) keys\n")
 STAGES = "stages"  # key in a recipe, and folder in a run
 # types of values of `status.json`; any may be null
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -244,8 +247,7 @@ class Run:
         for part in self.stages or [self]:
             status = part.status()
             planned, steps = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
-            length = status.get("steps") if part.ended_by_patience else steps
-            if planned and (length or 0) < planned:
+            if planned and part.done_steps < planned:
                 of_stage = "" if part is self else f" of `{part.path.name}`"
                 lacking.append(f"{steps:,} steps{of_stage} instead of the recipe's {planned:,}")
         status = self.status()
@@ -260,6 +262,11 @@ class Run:
         status = self.status()
         end = status.get("ended_by_patience")
         return end if end and end == status.get("step") else None
+
+    @property
+    def done_steps(self) -> int:
+        """The number of steps of its plan that need no more training: all if `train.patience` ended it."""
+        return self.status().get("steps" if self.ended_by_patience else "step") or 0
 
     @property
     def served(self) -> int | None:
@@ -375,7 +382,7 @@ class Run:
 
     def tree(self) -> dict[str, Any]:
         """The resolved recipe in `run.yaml`. Raises DamagedError if the file is missing or is not a
-        recipe."""
+        recipe, UsageError if keys are missing."""
         import yaml
 
         path, hint = self.recipe_file, f"restore a copy, or run `gz runs remove {self.owner.id}`"
@@ -391,6 +398,10 @@ class Run:
         # a stage from another run is recorded as that run's id
         if not has_names or not all(isinstance(part, str) or _is_recipe(part) for part in parts.values()):
             raise DamagedError(f"`{path}` is damaged: it is not a recipe", hint=hint)
+        if (count := KEYS.match(text)) and (keys := len(leaves(tree))) < int(count[1]):
+            gone = ", ".join(f"`{key}`" for key in _missing(tree))
+            message = f"`{path}` has only {keys} of its {count[1]} keys"
+            raise UsageError(f"{message}: it lacks {gone}" if gone else message, hint=hint)
         return tree
 
 
@@ -402,6 +413,18 @@ def commit_in(environment: Mapping[str, Any]) -> str | None:
     """The commit of gz's code in an environment, marked if its clone had changes; None if it is unknown."""
     code = environment.get("code") or {}
     return f"{code['commit']} with changes" if code.get("dirty") else code.get("commit")
+
+
+def _missing(tree: Mapping[str, Any]) -> list[str]:
+    """The sections, and keys of sections, that a resolved recipe, or its last stage, lacks."""
+    stages = [part for part in tree.get(STAGES, {}).values() if isinstance(part, dict)]
+    there, missing = ChainMap(dict(tree), *stages[-1:]), []
+    for name, usual in Part("").tree().items():
+        if name not in there:
+            missing.append(name)
+        elif isinstance(usual, dict):
+            missing += [f"{name}.{key}" for key in usual if key not in (there[name] or {})]
+    return missing
 
 
 def _is_recipe(tree: Any) -> bool:

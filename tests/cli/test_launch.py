@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -503,3 +504,44 @@ def test_fewer_steps_than_a_resumed_run_was_to_have_are_announced(home):
     run.update(step=60)
     with pytest.raises(UsageError, match="has done 60, 50 requested"):
         planning.Start(request, Plan(threads=1), run).recipe()
+
+
+LINES = [  # what is typed, and the planned steps then
+    ({}, (), 12),
+    ({"train.steps": 12}, (), 12),
+    ({}, ("train.steps=12",), 12),
+    ({"train.minutes": 0.1}, (), 12),
+    ({"train.steps": 9}, (), 9),
+    ({"train.steps": 16}, (), 16),
+    ({}, ("train.steps=16",), 16),
+]
+
+
+@pytest.mark.parametrize(("flags", "sets", "steps"), LINES)
+def test_only_more_steps_extend_a_run_that_patience_ended(flags, sets, steps, home, monkeypatch):
+    """A run of 12 steps that ended at step 8, by its own line again and by others."""
+    run = runs.create("vae", "digits", alias="mine")
+    write_run(run, planning.ask("vae", "digits", (), {"train.steps": 12, "launch.cpu": True}).recipe, Plan())
+    run.update(state="finished", step=8, steps=12, ended_by_patience=8)
+    monkeypatch.setattr(launcher, "run", lambda *words, **options: {})
+    request = planning.ask("vae", "digits", sets, {**flags, "launch.cpu": True})
+    if sets or "train.steps" in flags:  # without its name
+        assert (
+            planning.prepare(request, requeue=True).run == planning.prepare(request, resume=True).run == run
+        )
+    start = planning.prepare(request, requeue=True, alias="mine")
+    start.train(start.recipe())
+    assert (start.run, run.tree()["train"]["steps"]) == (run, steps)
+    assert run.ended_by_patience == (None if steps > 12 else 8)
+
+
+def test_a_length_of_a_finished_stage_is_refused(home):
+    """A later stage was trained on it as it is."""
+    run = runs.create("vqvae", "digits")
+    write_run(run, planning.ask("vqvae", "digits", (), {"train.steps": 12}).recipe, Plan())
+    run.stage("tokenizer").update(state="finished", step=12)
+    for stage, refused in (("prior", False), ("tokenizer", True)):
+        request = planning.ask(run.id, None, (f"stages.{stage}.train.steps=16",), {}, resume=True)
+        with pytest.raises(UsageError, match="12 in the run, 16") if refused else contextlib.nullcontext():
+            recipe = planning.continued(run, request.recipe)
+            assert [part.train.steps for part in recipe.parts] == [12, 16]

@@ -763,5 +763,5 @@ def test_a_league_knows_its_training(home):
     env["training"]["recipe"]["train"]["haste"] = 3
     files.write_json(run.environment_file, env)
     assert not is_of_training(run, recipe, plan)
-    write_run(run, request.recipe.lengthened(900, [""]), plan)
+    write_run(run, request.recipe.lengthened({"": 900}), plan)
     assert not is_of_training(run, recipe, plan)

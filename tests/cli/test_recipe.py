@@ -210,6 +210,7 @@ MISTAKES = {
     " `yes` (write true)",
     "train: {ema: 1}": "2:14: `train.ema` must be in [0, 1), not `1`",
     "optim: {lr: .nan}": "2:13: `optim.lr` must be a number, not `nan`",
+    "optim: {lr: 1e39}": "2:13: `optim.lr` must be a number, not `1e+39`",
     "optim: {betas: [0.5]}": "2:16: `optim.betas` must be a list of 2 numbers, not `[0.5]`",
     "optim: {betas: [0.5, 1]}": "2:16: `optim.betas` must be in [0, 1), not `[0.5, 1]`",
     "optim: {schedule: cosin}": "2:19: `optim.schedule` must be `constant`, `cosine`, "

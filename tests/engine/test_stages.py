@@ -136,7 +136,7 @@ def test_each_stage_is_a_whole_run_and_codes_are_the_tokenizer_s(trained, path):
     assert trained.serving.id == f"{trained.id}/stages/prior" and trained.serving.owner == trained
     assert runs.find(trained.id) == trained and runs.by_name(trained.serving.id) == trained.serving
     recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
-    recipe = continued(trained, with_data(recipe, recipe.dataset), 8)
+    recipe = continued(trained, with_data(recipe, recipe.dataset))
     assert [part.train.steps for part in recipe.parts] == [40, 8]
     codes = np.load(trained.stage("prior").path / "prepared" / "codes.npy")
     pack, tokenizer = open_pack("digits"), load_trained(trained.stage("tokenizer"), "cpu").model

@@ -118,6 +118,30 @@ def test_a_damaged_record_is_named(run, name, capsys):
                 assert code == 0 and run.id in text, (name, how, words, text)
 
 
+def test_a_recipe_that_lacks_keys_is_refused(run, capsys):
+    """It would be trained with other settings. That of an earlier version may lack newer keys."""
+    file, resume = run.recipe_file, ("train", "RUN", "--resume", "--steps", "9")
+    lines = file.read_text().splitlines(keepends=True)
+    sections = [i for i, line in enumerate(lines) if line[0] not in " #"]
+    for i in sections:
+        with damaged(file, "".join(lines[:i]).encode()):
+            code, text = outcome(run, resume, capsys)
+            assert code in (2, 3) and "no engine is started" not in text, lines[i]
+    half = "".join(lines[: lines.index("  clip: null\n")])
+    with damaged(file, half.encode()):
+        code, text = outcome(run, resume, capsys)
+        assert code == 2 and "it lacks `train.clip`, `train.skip`" in text and "`params`" in text
+        assert "gz runs remove" in text
+    for name in ("optim", "sample"):
+        first = lines.index(f"{name}:\n")
+        rest = next(i for i in sections if i > first)
+        with damaged(file, "".join(lines[:first] + lines[rest:]).encode()):
+            assert f"it lacks `{name}`" in outcome(run, resume, capsys)[1]
+    status = run.status_file.read_bytes()
+    with damaged(file, half.partition("\n")[2].encode()), damaged(run.status_file, status):
+        assert "no engine is started" in outcome(run, resume, capsys)[1]
+
+
 @pytest.mark.parametrize("how", ["half", "empty", "noise", "a list", "deep", "other types", "other data"])
 def test_a_record_of_the_machine_does_not_stop_a_training(run, how, capsys):
     """Nothing is trained by `env.json`."""

@@ -92,7 +92,7 @@ def test_of_two_resumes_at_one_instant_one_is_refused(broken, monkeypatch):
     def go() -> None:
         gate.wait()
         try:
-            plan.Start(request, launcher.Plan(), broken).train(plan.continued(broken, request.recipe, None))
+            plan.Start(request, launcher.Plan(), broken).train(plan.continued(broken, request.recipe))
         except UsageError as error:
             ends.append(error.message)
             over.set()
