@@ -27,6 +27,7 @@ from gzcli.data.packs.open import is_here, pack_options, peek, size_of
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSpec, HubSet, locate
 from gzcli.launch import launcher
+from gzcli.launch.cost import OF_LIKELIHOODS, TO_FIT, Cost, together
 from gzcli.launch.from_file import find_run, metadata
 from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
@@ -212,12 +213,6 @@ class Forecast:
     def steps_in(self, minutes: float) -> int | None:
         """The approximate number of steps that `--minutes` would choose."""
         return None if self.step is None else max(1, int(60 * minutes * (1 - PAUSES) / self.step))
-
-
-def together(values: Sequence[float | None]) -> float | None:
-    """The sum; None if a value is unknown or if there are no values."""
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) if numbers and len(numbers) == len(values) else None
 
 
 def h100_seconds(forecasts: Sequence[Forecast], gpus: int) -> float | None:
@@ -413,6 +408,44 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
     measure_rows(drawers, rows, measure)
     results = [[row["result"].get(name) for name in IMAGE_COSTS] for row in rows]
     return [Drawn(each, calls, log_prob, classes or 0) for each, calls, log_prob, classes in results]
+
+
+def image_costs(
+    drawers: Sequence[Drawer], measure: Measure, kinds: Sequence[str] = (), n: int = 0
+) -> list[tuple[Cost, Cost]]:
+    """For each model, the cost of its images on this machine, and that of the likelihoods of these kinds of
+    at most n test images, within the budget of its recipe. Times that are not in the cache are measured
+    together, in one process for each description of a set."""
+    rows = [one.row(kinds) for one in drawers]
+    measure_rows(drawers, rows, measure)
+    costs = []
+    for drawer, row in zip(drawers, rows, strict=True):
+        seconds, calls, log_prob, classes = (row["result"].get(name) for name in IMAGE_COSTS)
+        of_likelihoods = likelihood_cost(log_prob, classes or 0, n, drawer.part.ood.budget)
+        costs.append((Cost(0.0, seconds, calls), of_likelihoods))
+    return costs
+
+
+def likelihood_cost(log_prob: float | None, classes: int, n: int, budget: float) -> Cost:
+    """The cost of the likelihoods of at most n test images within a budget. log_prob: seconds of one; None if
+    the model has no such likelihood. classes: number of those for which it may be computed too."""
+    if log_prob is None:
+        return Cost()
+    n, passes = likelihoods(log_prob, budget, n, classes)
+    return Cost.once(n * passes * log_prob, OF_LIKELIHOODS)
+
+
+def score_cost(
+    drawer: Drawer, names: Sequence[str], measure: Measure, *, held_out: int, train: int, maps: int
+) -> Cost:
+    """The cost of these scores of a model's images on this machine, fitted once to these numbers of images
+    and of maps."""
+    row = drawer.score_row(names)
+    measure_rows([drawer], [row], measure)
+    each, calls, *fits = (row["result"].get(name) for name in SCORE_COSTS)
+    numbers = zip((held_out, train, maps), fits, strict=True)
+    seconds = together([None if fit is None else n * fit for n, fit in numbers])
+    return Cost.once(seconds, TO_FIT) + Cost(0.0, each, calls)
 
 
 def scored(drawer: Drawer, names: Sequence[str], measure: Measure) -> Scored:
