@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import PROGRAMS, SHELLS, Json, choose, meant, option, switch
+from gzcli.cli.options import PROGRAMS, SHELLS, Json, meant, option, switch
 from gzcli.core import streams
-from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, system_error
+from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, choose, system_error
 from gzcli.version import __version__
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"

@@ -17,9 +17,9 @@ import typer
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, name_of, quoted, took
-from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, choose, option
+from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, option
 from gzcli.cli.report import check_report, page_of, with_report
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import UsageError, choose
 from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import BUDGETS, MOST, about, count, counted, duration, figure, seconds_of, short
 from gzcli.data.packs.open import counts_of, pack_options, peek

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.options import a_model_or_run, argument, choose, option, split
-from gzcli.core.errors import MissingError, UsageError, install_line
+from gzcli.cli.options import a_model_or_run, argument, option, split
+from gzcli.core.errors import MissingError, UsageError, choose, install_line
 from gzcli.core.trackers import TRACKERS
 from gzcli.core.units import about, duration, figure, seconds_of
 from gzcli.data.sets.registry import locate
