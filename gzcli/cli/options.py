@@ -212,16 +212,6 @@ def may_remove(what: str, yes: bool) -> bool:
     return yes or out.confirmed(f"Remove {what}?")
 
 
-def spelled(model: str, pretrained: bool) -> str:
-    """The name of a model in the spelling that every verb accepts, for `MODEL --pretrained` or `--pretrained`
-    alone."""
-    from gzcli.store.pretrained import DEFAULT, PREFIX
-
-    if not pretrained or model.startswith(PREFIX):
-        return model
-    return f"{PREFIX}{model}" if model else DEFAULT
-
-
 # --- the options ---
 
 OUTPUT = "Output"

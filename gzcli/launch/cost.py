@@ -86,12 +86,12 @@ class Cost:
     # ---------------------------------------------------------------------------------------- in words
 
     def in_words(self, n: int, *, roughly: str = "about") -> str:
-        """Such as "about 3 minutes for 500 images × 20 network calls; about 40 seconds of it to fit the
+        """Such as "about 3 minutes for 500 images × 20 network calls; 40 seconds of it to fit the
         scores"."""
         if (seconds := self.seconds(n)) is None:
             return "unknown"
         calls = f" × {counted(round(self.calls), 'network call')}" if self.calls else ""
-        parts = ", ".join(f"about {about(part)} of it {why}" for why, part in self.why.items() if part >= 1)
+        parts = ", ".join(f"{about(part)} of it {why}" for why, part in self.why.items() if part >= 1)
         return f"{roughly} {about(seconds)} for {counted(n, 'image')}{calls}{parts and f'; {parts}'}"
 
     def of_samples(self, n: int | None) -> str:
@@ -108,6 +108,7 @@ class Cost:
 
 
 START = Cost.once(START_UP, OF_EVALUATION)
+UNKNOWN = Cost(None, None, None)
 UNKNOWN_IMAGE = Cost(0.0, None, None)  # the cost of an image of an unknown model
 
 

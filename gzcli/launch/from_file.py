@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from gzcli.core.units import as_size
 from gzcli.data.sets.registry import SPECS
 from gzcli.launch import launcher
 from gzcli.models import catalog
+from gzcli.models.catalog import ModelCard
+from gzcli.recipe.resolve import card_for
 from gzcli.recipe.yaml import dump
 from gzcli.store import bundle, files, hub, jobs, pretrained, runs
 from gzcli.store.jobs import PublishedJob
-from gzcli.store.paths import cache_dir, is_name
+from gzcli.store.paths import cache_dir, is_name, spelling
 from gzcli.store.run_folder import Run
 
 SUFFIX = ".safetensors"
@@ -41,6 +43,22 @@ def find_run(ref: str, *, data: str | None = None, typed: str | None = None) -> 
     if pretrained.is_name(ref):
         return run_of(pretrained.file_of(ref, data), source=ref)
     return run_of(Path(ref).expanduser()) if is_weights(ref) else runs.find(ref, data=data, typed=typed)
+
+
+def trained_run(
+    ref: str, check: Callable[[ModelCard], object], *, data: str | None = None, typed: str | None = None
+) -> Run:
+    """The run that a name refers to, as in `find_run`. If its model has none, `check` first examines the
+    options for the model."""
+    try:
+        return find_run(ref, data=data, typed=typed)
+    except MissingError as error:
+        if card := card_for(ref):
+            check(card)
+        shipped = map(pretrained.parts_of, pretrained.names())
+        if any(name == spelling(ref) and data in (None, of) for name, of in shipped):
+            error.hint = f"{error.hint}; `--pretrained` uses the pretrained model"
+        raise
 
 
 def is_shared(ref: str) -> bool:

@@ -29,7 +29,7 @@ def test_an_unknown_number_counts_only_if_images_do():
 
 def test_a_cost_in_words():
     cost = Cost.once(40.0, "to train the judges") + Cost.once(0.5, TO_FIT) + Cost(0.0, 0.28, 20.0)
-    words = "about 3 minutes for 500 images × 20 network calls; about 40 seconds of it to train the judges"
+    words = "about 3 minutes for 500 images × 20 network calls; 40 seconds of it to train the judges"
     assert cost.in_words(500) == words
     assert cost.of_samples(500) == "about 2 minutes, 20 calls per image"
     assert cost.of_samples(None) == "0.28 s per image, 20 calls per image"
