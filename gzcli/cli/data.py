@@ -13,8 +13,8 @@ from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import new_set, quoted
 from gzcli.cli.list import group, list_data
-from gzcli.cli.options import a_set, argument, choose, option
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.cli.options import a_set, argument, option
+from gzcli.core.errors import MissingError, UsageError, choose
 from gzcli.core.units import Size, packable, sides
 from gzcli.data import library
 from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched, locate, names, slug

@@ -8,28 +8,26 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gzcli.cli import out
-from gzcli.cli.model_options import card_for
 from gzcli.cli.options import meant
 from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError
-from gzcli.core.hints import Hint, Option, advice
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
 from gzcli.recipe.suggest import suggest
-from gzcli.store import files, pretrained, runs
-from gzcli.store.paths import spelling, user_dir
+from gzcli.store import files, runs
+from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     import typer
 
-    from gzcli.models.catalog import ModelCard, Param
+    from gzcli.models.catalog import Param
     from gzcli.recipe.schema import Rule
     from gzcli.store.jobs import Job
 
@@ -160,24 +158,6 @@ def model_and_words(model: str | None, ctx: typer.Context) -> tuple[str | None, 
     """The model of a command line, and the words that Typer does not know. It takes an unknown option before
     the model, or without one, for the model."""
     return (None, [model, *ctx.args]) if model and model.startswith("-") else (model, ctx.args)
-
-
-def run_of(model: str, data: str | None, typed: str | None, check: Callable[[ModelCard], object]) -> Run:
-    """The run that a name refers to, as in `find_run`. If its model has none, `check` first examines the
-    options for the model."""
-    from gzcli.launch.from_file import find_run
-
-    try:
-        return find_run(model, data=data, typed=typed)
-    except MissingError as error:
-        if card := card_for(model):
-            check(card)
-        shipped = map(pretrained.parts_of, pretrained.names())
-        if any(name == spelling(model) and data in (None, of) for name, of in shipped):
-            error.advise(
-                advice("{}; {} uses the pretrained model", error.hint or Hint(""), Option("pretrained"))
-            )
-        raise
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import typer
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.options import a_model, argument, choose, option
-from gzcli.core.errors import UsageError, canonical
+from gzcli.cli.options import a_model, argument, option
+from gzcli.core.errors import UsageError, canonical, choose
 from gzcli.core.units import sides, size
 from gzcli.store.paths import about_of, recipe_names, spelling, trained_in
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gzcli.core.errors import GzError, canonical
+from gzcli.core.errors import canonical
 from gzcli.core.streams import printable
-from gzcli.store.paths import cache_dir, recipe_names
 
 if TYPE_CHECKING:
     from gzcli.core.sections import Part
@@ -27,32 +26,6 @@ EXTENDED = ("sample", "ood")  # verbs to whose options a model adds
 MOST = 6  # up to so many labels are all named
 PLAIN = (bool, int, float, str, list, tuple, type(None))  # types of values that a help shows
 STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
-
-
-def recipe_for(word: str, data: str | None = None) -> Recipe | None:
-    """The recipe of a run, a file, or a model on a data set; None if the word refers to none of them."""
-    from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
-    from gzcli.recipe.recipe import recipe_of
-    from gzcli.recipe.resolve import resolve
-    from gzcli.store.runs import by_name
-
-    try:
-        run = by_name(word)
-        return recipe_of(run.tree()) if run else resolve(word, data=data, gpus=count_gpus())
-    except (GzError, OSError, KeyError, TypeError):
-        return None
-
-
-def card_for(word: str) -> ModelCard | None:
-    """The model that `gz sample` and `gz ood` use for a word, which is the model of the recipe's last
-    stage."""
-    from gzcli.models.catalog import card
-    from gzcli.store.runs import by_name
-
-    if canonical(word) not in map(canonical, recipe_names()) and by_name(word) is None:
-        return None
-    recipe = recipe_for(word)
-    return card(recipe.parts[-1].model) if recipe else None
 
 
 def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
@@ -107,17 +80,13 @@ def flag(name: str) -> str:
 def labels_of(word: str | None, data: str | None) -> list[str]:
     """The classes of `--data`, otherwise those of the run's set, otherwise those of the digits; [] if they
     are not packed yet."""
-    from gzcli.data.sets.registry import locate
+    from gzcli.data.sets.labels import class_names
     from gzcli.store.runs import all_runs, by_name
 
     if not data and word:
         run = by_name(word) or next(iter(all_runs(model=word)), None)
         data = run.serving.tree()["data"]["name"] if run else None
-    data_set = locate(data or "digits")
-    if isinstance(classes := getattr(data_set, "classes", None), tuple):
-        return list(map(str, classes))
-    packs = sorted(cache_dir("packs", data_set.key).glob("*/meta.json"))
-    return list(map(str, json.loads(packs[0].read_text())["classes"])) if packs else []
+    return class_names(data or "digits")
 
 
 # --- completion: what a model adds to a verb; `typed` has what precedes, by Typer's names ---
@@ -126,6 +95,7 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
 def complete_option(verb: str, typed: Mapping[str, Any]) -> dict[str, str]:
     """The options of the model, with the help of each."""
     from gzcli.models.catalog import option_texts
+    from gzcli.recipe.resolve import card_for
 
     card = card_for(word_of(typed)) if verb in EXTENDED else None
     if card is None:
@@ -137,6 +107,8 @@ def complete_option(verb: str, typed: Mapping[str, Any]) -> dict[str, str]:
 
 def complete_value(verb: str, typed: Mapping[str, Any], option: str, incomplete: str) -> list[str]:
     """The values of one of the model's options, or of `--set`."""
+    from gzcli.recipe.resolve import card_for
+
     if verb not in EXTENDED:
         return []
     if option == "--set":
@@ -154,6 +126,8 @@ def word_of(typed: Mapping[str, Any]) -> str:
 
 def settings(word: str, data: str | None, incomplete: str, section: str = "") -> list[str]:
     """Completions of `--set a.b=v`: keys with their values, and after `=` the allowed values of the key."""
+    from gzcli.recipe.resolve import recipe_for
+
     keys = keys_of(recipe) if (recipe := recipe_for(word, data)) else {}
     key, equals, _ = incomplete.partition("=")
     if equals:
@@ -184,6 +158,7 @@ def a_label(ctx: typer.Context, incomplete: str) -> list[str]:
 def _cards(ctx: typer.Context) -> list[ModelCard]:
     """The card of the model on the command line; the cards of all models if none was typed."""
     from gzcli.models.catalog import cards
+    from gzcli.recipe.resolve import card_for
 
     card = card_for(word_of(ctx.params))
     return [card] if card else list(cards().values())
@@ -194,6 +169,8 @@ def _cards(ctx: typer.Context) -> list[ModelCard]:
 
 def show_help(argv: Sequence[str]) -> None:
     """Prints panels on the model that a command line with `--help` names; nothing if it names none."""
+    from gzcli.recipe.resolve import recipe_for
+
     verb, *words = [word for word in argv if not word.startswith("-")] or [""]
     recipe = recipe_for(words[0]) if words and verb in ("train", *EXTENDED) else None
     if recipe is None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gzcli.cli import out
-from gzcli.core.errors import UsageError, canonical, did_you_mean, matching
+from gzcli.core.errors import UsageError, canonical, choose, did_you_mean
 from gzcli.core.sections import PRECISIONS, SCALES
 from gzcli.store.paths import recipe_names
 
@@ -158,15 +158,6 @@ def meant(option: str, verb: Any, *others: str, refused: Collection[str] = ()) -
     return f"did you mean `{name}`?" if name else did_you_mean(option, [*others, *names])
 
 
-def choose(what: str, name: str, options: Iterable[str]) -> str:
-    """The option with this name; `-` and `_` are equivalent. The message calls the options `what`."""
-    options = list(options)
-    if match := matching(name, options):
-        return match
-    every = "choose one of " + ", ".join(f"`{option}`" for option in options)
-    raise UsageError(f"no {what} is called `{name}`", hint=did_you_mean(name, options) or every)
-
-
 def parse_gpus(text: str | None) -> int | Literal["all"] | None:
     if text is None or text == "all":
         return text  # type: ignore[return-value]
@@ -221,16 +212,6 @@ def may_remove(what: str, yes: bool) -> bool:
     return yes or out.confirmed(f"Remove {what}?")
 
 
-def spelled(model: str, pretrained: bool) -> str:
-    """The name of a model in the spelling that every verb accepts, for `MODEL --pretrained` or `--pretrained`
-    alone."""
-    from gzcli.store.pretrained import DEFAULT, PREFIX
-
-    if not pretrained or model.startswith(PREFIX):
-        return model
-    return f"{PREFIX}{model}" if model else DEFAULT
-
-
 # --- the options ---
 
 OUTPUT = "Output"
@@ -251,6 +232,7 @@ Open = Annotated[bool, option("--open", "Also open the image in the default view
 _COLUMNS_HELP = "Columns of the report's table to cite, such as `fd,recall,bpd,seconds`."
 Columns = Annotated[str | None, option("--columns C[,C…]", _COLUMNS_HELP, panel=OUTPUT)]
 Yes = Annotated[bool, option("--yes -y", "Do not ask for confirmation.")]
+JOBS_HELP = "Number of parallel trainings, each on a core or GPU."
 DryRun = Annotated[
     bool, option("--dry-run", "Print what would be done and how long it would take, and stop.")
 ]

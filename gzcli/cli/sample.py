@@ -19,12 +19,12 @@ import typer
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
-from gzcli.cli.model_options import a_label, an_application, labels_of
-from gzcli.cli.options import choose, option
-from gzcli.core.errors import GzError, MissingError, UsageError, canonical, did_you_mean
+from gzcli.cli.model_options import a_label, an_application
+from gzcli.cli.options import option
+from gzcli.core.errors import GzError, MissingError, UsageError, canonical, choose, did_you_mean
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted
-from gzcli.data.sets.labels import class_numbers, in_turns
+from gzcli.data.sets.labels import class_names, class_numbers, in_turns
 from gzcli.data.sets.registry import data_key, slug
 from gzcli.store import claims
 from gzcli.store.files import checksum
@@ -101,9 +101,10 @@ def sample(
     or of the application.
     """
     from gzcli.store.jobs import SampleJob
+    from gzcli.store.pretrained import spelled
 
     word, words = jobs.model_and_words(model, ctx)
-    model = opt.spelled(word or "", pretrained)
+    model = spelled(word or "", pretrained)
     if not model and not like:
         hint = f"name it before `{words[0]}`" if words else "gz sample vae"
         with jobs.misspellings(words, ctx):
@@ -148,10 +149,11 @@ def sample(
 def job_of(model: str, data: str | None, typed: SampleJob, words: list[str], ctx: typer.Context) -> Sampling:
     """The run that a name refers to, the typed job completed from it, and the run's applications."""
     from gzcli.core.sections import part_of
+    from gzcli.launch.from_file import trained_run
     from gzcli.models.catalog import card_of
 
     key = data_key(data) if data else None
-    run = jobs.run_of(model, key, data, lambda card: options_of(card, typed, words, ctx))
+    run = trained_run(model, lambda card: options_of(card, typed, words, ctx), data=key, typed=data)
     part = part_of(run.serving.tree())
     card, conditional = card_of(run, part.model), bool(part.options.get("conditional"))
     do = choose_application(typed.do, card) if typed.do else None
@@ -216,7 +218,7 @@ def classes_of(run: Run, data: str) -> list[str]:
     with suppress(GzError):
         return list(map(str, json.loads(metadata(run.serving.model_file)["data"])["classes"]))
     with suppress(GzError):
-        return labels_of(None, data)
+        return class_names(data)
     return []
 
 

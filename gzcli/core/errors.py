@@ -164,6 +164,15 @@ def did_you_mean(name: str, options: Iterable[str]) -> str | None:
     return f"did you mean `{by_form[near]}`?" if near else None
 
 
+def choose(what: str, name: str, options: Iterable[str]) -> str:
+    """The option with this name; `-` and `_` are equivalent. The message calls the options `what`."""
+    options = list(options)
+    if match := matching(name, options):
+        return match
+    every = "choose one of " + ", ".join(f"`{option}`" for option in options)
+    raise UsageError(f"no {what} is called `{name}`", hint=did_you_mean(name, options) or every)
+
+
 def install_line(*words: str) -> str:
     """The command that installs packages beside gz, for hints. It names this Python, because the `pip` of a
     shell may be another's, for example if pipx installed gz. Environments of uv have no pip."""

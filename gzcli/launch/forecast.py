@@ -27,6 +27,7 @@ from gzcli.data.packs.open import is_here, pack_options, peek, size_of
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSpec, HubSet, locate
 from gzcli.launch import launcher
+from gzcli.launch.cost import OF_LIKELIHOODS, TO_FIT, Cost, together
 from gzcli.launch.from_file import find_run, metadata
 from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
@@ -52,11 +53,6 @@ PAUSING: tuple[str, ...] = ("log_every", "sample_every", "samples", "eval_every"
 PAUSING += ("checkpoint_every", "keep", "best")
 STARTING = ("init", "parent")
 
-JUDGED = 5.4e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
-INTERVALS = 600  # images that take as long to compare as the part of an evaluation that is independent of n
-CHECKED = 5e-2  # seconds to fit a method without training to an image, or to check one, on such a core
-STARTING_UP = 10.0  # seconds of a call besides its images, such as for loading torch in each process
-JUDGES_TRAINED = "to train judge networks of the data set"
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # keys of a part's result
 DRAWING = ("model", "data", "sample")  # sections of a recipe that affect the time of an image
 SCORING = ("model", "data", "ood")  # and of its scores
@@ -214,12 +210,6 @@ class Forecast:
         return None if self.step is None else max(1, int(60 * minutes * (1 - PAUSES) / self.step))
 
 
-def together(values: Sequence[float | None]) -> float | None:
-    """The sum; None if a value is unknown or if there are no values."""
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) if numbers and len(numbers) == len(values) else None
-
-
 def h100_seconds(forecasts: Sequence[Forecast], gpus: int) -> float | None:
     """The seconds of trainings on this number of H100s; None if unknown. Also None if compilation would
     dominate, because the time of short, uncompiled runs on a GPU has not been measured."""
@@ -341,24 +331,6 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The seconds and network calls that the scores of an image take on this machine, and the seconds for an
-    image to which they are fitted. None if unknown."""
-
-    each: float | None = None
-    calls: float | None = None
-    fit: float | None = None  # for a held-out image
-    fit_train: float | None = None  # for a training image
-    of_map: float | None = None  # for a map of the score `local`
-
-    def fitting(self, held_out: int, train: int, maps: int) -> float | None:
-        """The seconds to fit the scores to these numbers of images and maps."""
-        if self.fit is None or self.fit_train is None or self.of_map is None:
-            return None
-        return held_out * self.fit + train * self.fit_train + maps * self.of_map
-
-
-@dataclass(frozen=True)
 class Drawer:
     """A model whose images, or their scores, are timed untrained."""
 
@@ -415,11 +387,42 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
     return [Drawn(each, calls, log_prob, classes or 0) for each, calls, log_prob, classes in results]
 
 
-def scored(drawer: Drawer, names: Sequence[str], measure: Measure) -> Scored:
-    """The time that these scores of a model's images take on this machine."""
+def image_costs(
+    drawers: Sequence[Drawer], measure: Measure, kinds: Sequence[str] = (), n: int = 0
+) -> list[tuple[Cost, Cost]]:
+    """For each model, the cost of its images on this machine, and that of the likelihoods of these kinds of
+    at most n test images, within the budget of its recipe. Times that are not in the cache are measured
+    together, in one process for each description of a set."""
+    rows = [one.row(kinds) for one in drawers]
+    measure_rows(drawers, rows, measure)
+    costs = []
+    for drawer, row in zip(drawers, rows, strict=True):
+        seconds, calls, log_prob, classes = (row["result"].get(name) for name in IMAGE_COSTS)
+        of_likelihoods = likelihood_cost(log_prob, classes or 0, n, drawer.part.ood.budget)
+        costs.append((Cost(0.0, seconds, calls), of_likelihoods))
+    return costs
+
+
+def likelihood_cost(log_prob: float | None, classes: int, n: int, budget: float) -> Cost:
+    """The cost of the likelihoods of at most n test images within a budget. log_prob: seconds of one; None if
+    the model has no such likelihood. classes: number of those for which it may be computed too."""
+    if log_prob is None:
+        return Cost()
+    n, passes = likelihoods(log_prob, budget, n, classes)
+    return Cost.once(n * passes * log_prob, OF_LIKELIHOODS)
+
+
+def score_cost(
+    drawer: Drawer, names: Sequence[str], measure: Measure, *, held_out: int, train: int, maps: int
+) -> Cost:
+    """The cost of these scores of a model's images on this machine, fitted once to these numbers of images
+    and of maps."""
     row = drawer.score_row(names)
     measure_rows([drawer], [row], measure)
-    return Scored(*(row["result"].get(name) for name in SCORE_COSTS))
+    each, calls, *fits = (row["result"].get(name) for name in SCORE_COSTS)
+    numbers = zip((held_out, train, maps), fits, strict=True)
+    seconds = together([None if fit is None else n * fit for n, fit in numbers])
+    return Cost.once(seconds, TO_FIT) + Cost(0.0, each, calls)
 
 
 def measure_rows(drawers: Sequence[Drawer], rows: Sequence[dict[str, Any]], measure: Measure) -> None:
@@ -432,50 +435,6 @@ def measure_rows(drawers: Sequence[Drawer], rows: Sequence[dict[str, Any]], meas
         one = pairs[0][0]
         launch = LaunchSection(gpus=1 if one.plan.gpus else None, cpu=not one.plan.gpus)
         fill([row for _, row in pairs], one.shape or {}, replace(launch, threads=one.plan.threads), measure)
-
-
-def judging(n: int, gpus: int) -> float:
-    """The seconds to compare n images of a contestant with real ones, without likelihoods. They come from the
-    last bench on this machine, otherwise from a core of 90 GFLOP/s."""
-    return (n + INTERVALS) * noted("judged", gpus, JUDGED)
-
-
-def note_judging(result: Mapping[str, Any], gpus: int) -> None:
-    """Stores the values that `judging` needs from the result of a bench."""
-    each = [
-        (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / (row["n"] + INTERVALS)
-        for row in result["rows"]
-        if row.get("seconds") and row["metrics"].get("samples_per_s") and "likelihood" not in row
-    ]
-    if each:
-        note("judged", gpus, max(0.0, *each))
-
-
-def checking(n: int, method: str) -> float:
-    """The seconds for an alarm by a method without training, with n good and checked images in total. They
-    come from its last alarm on this machine, otherwise from a core of 90 GFLOP/s."""
-    return n * noted(f"checked-{method}", 0, CHECKED)
-
-
-def note_checking(result: Mapping[str, Any]) -> None:
-    """Stores the values that `checking` needs from the result of an alarm."""
-    if n := result["compared"]["n"] + len(result["files"]):
-        note(f"checked-{result['method']}", 0, result["seconds"] / n)
-
-
-def noted(what: str, gpus: int, usual: float) -> float:
-    """The seconds of an image that `note` has stored on this machine, or the usual ones."""
-    seconds = files.whole_object(noted_file(what, gpus)).get("seconds")
-    return seconds if isinstance(seconds, float) else usual
-
-
-def note(what: str, gpus: int, seconds: float) -> None:
-    files.write_json(noted_file(what, gpus), {"seconds": seconds})
-
-
-def noted_file(what: str, gpus: int) -> Path:
-    name = gpu_name() if gpus else cpu_name()
-    return cache_dir("costs", f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:

@@ -11,21 +11,24 @@ import base64
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, canonical
+from gzcli.core.hints import Hint, Option, advice
 from gzcli.core.sections import LaunchSection
 from gzcli.core.types import DataInfo
 from gzcli.core.units import as_size
 from gzcli.data.sets.registry import SPECS
 from gzcli.launch import launcher
 from gzcli.models import catalog
+from gzcli.models.catalog import ModelCard
 from gzcli.recipe.recipe import write_recipe
+from gzcli.recipe.resolve import card_for
 from gzcli.store import bundle, files, hub, jobs, pretrained, runs
 from gzcli.store.jobs import PublishedJob
-from gzcli.store.paths import cache_dir, is_name
+from gzcli.store.paths import cache_dir, is_name, spelling
 from gzcli.store.run_folder import Run
 
 SUFFIX = ".safetensors"
@@ -42,6 +45,24 @@ def find_run(ref: str, *, data: str | None = None, typed: str | None = None) -> 
     if pretrained.is_name(ref):
         return run_of(pretrained.file_of(ref, data), source=ref)
     return run_of(Path(ref).expanduser()) if is_weights(ref) else runs.find(ref, data=data, typed=typed)
+
+
+def trained_run(
+    ref: str, check: Callable[[ModelCard], object], *, data: str | None = None, typed: str | None = None
+) -> Run:
+    """The run that a name refers to, as in `find_run`. If its model has none, `check` first examines the
+    options for the model."""
+    try:
+        return find_run(ref, data=data, typed=typed)
+    except MissingError as error:
+        if card := card_for(ref):
+            check(card)
+        shipped = map(pretrained.parts_of, pretrained.names())
+        if any(name == spelling(ref) and data in (None, of) for name, of in shipped):
+            error.advise(
+                advice("{}; {} uses the pretrained model", error.hint or Hint(""), Option("pretrained"))
+            )
+        raise
 
 
 def is_shared(ref: str) -> bool:

@@ -1,174 +1,629 @@
-"""The forecast of `gz ood`: how many images are scored, and for how long. Nothing is scored."""
+"""The request of `gz ood`: the job that scores data sets or single images, by runs or by a method without
+training, and its cost. Nothing is scored here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gzcli.core.sections import part_of
-from gzcli.core.types import Say
-from gzcli.core.units import MOST, Size, about, affordable, as_size, counted, short
-from gzcli.data.packs.open import counts_of, crops_of, facts_of
-from gzcli.data.sets.registry import DataSet, Form, OwnSet, locate
+from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.core.sections import DataSection, LaunchSection, part_of
+from gzcli.core.types import Say, silent
+from gzcli.core.units import MOST, Size, about, affordable, as_size, percent, short
+from gzcli.data.library import list_of
+from gzcli.data.packs import open as packs
+from gzcli.data.packs.open import counts_of, crops_of, facts_of, pack_options
+from gzcli.data.readers.inspection import open_inspection
+from gzcli.data.sets.benchmarks import Benchmark, find_benchmark
+from gzcli.data.sets.registry import DataSet, Form, OwnSet, data_key, is_set, local, locate, slug
 from gzcli.launch import forecast, launcher
-from gzcli.store.jobs import AlarmJob, OodJob
+from gzcli.launch.cost import START_UP, UNKNOWN, Cost, checking, judge_networks, together
+from gzcli.launch.from_file import find_run, trained_run
+from gzcli.metrics import networks
+from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS, reduced_size
+from gzcli.models import catalog
+from gzcli.models.catalog import ModelCard
+from gzcli.recipe.schema import check_scores, score_names
+from gzcli.store import claims, pretrained
+from gzcli.store.jobs import AlarmJob, InspectJob, OodJob, PortableJob
+from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
 SEEDS, FITTED = 4, 500  # most draws of noise of an alarm, and most images on which scores are fitted
 MOST_FITTED = 2000  # most images to which a method is fitted
+# most images on which scores are fitted that have maps, and approximate number of synthetic defects
+MAPPED, DEFECTS = 200, 100
+ANY_RATE = 0.5  # rate of an exported alarm, whose user sets it
+# options that a method without training does not have, with their fields; the last two only for single images
+OF_MODEL = {f"--{name}": name for name in ("background", "seeds", "precision", "checkpoint", "pretrained")}
+OF_MODEL |= {"--score": "scores", "--processes": "launch.processes", "-n": "n", "--full": "full"}
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """A forecast: the number of images and the time in words, both as JSON, and notes on the images."""
+class Inspected(NamedTuple):
+    """An inspection set: its path, and the good images in it."""
 
-    images: str
-    time: str
-    facts: dict[str, Any]
-    notes: Sequence[str] = ()
+    path: Path
+    home: DataSet
 
 
-# ---------------------------------------------------------------------------- the scores of a run
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """The options of `gz ood`, checked against each other. None, (), "" and False mean an omitted option.
 
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of the scores of runs. Seconds and network calls are None if unknown.
-
-    n: number of images of each set that the user chose; None: all, or as many as the budget allows.
-    is_free: whether the budget decides.
-    budget: seconds; the smallest of the runs.
-    passes: how often an image is scored: by each run, with each draw of noise.
-    each, calls: seconds and network calls of an image; the mean over the runs.
-    fit: seconds to fit the scores once; the mean over the runs.
-    of_runs: for each run, seconds of an image, seconds to fit, and seconds of its budget.
-    judges: seconds to train the judge networks by which the scores compare images.
+    what: a model or a run, with further runs of an ensemble; or a method without training. (): the default
+      method.
+    keywords: function from the card of the model to the keywords of its scores, and from None to the settings
+      of a method without training.
     """
 
-    n: int | None
-    is_free: bool
-    budget: float
-    passes: int
-    each: float | None
-    calls: float | None
-    fit: float | None
-    of_runs: Sequence[tuple[float | None, float | None, float]]
-    judges: float
+    keywords: Callable[[ModelCard | None], Mapping[str, Any]]
+    what: tuple[str, ...] = ()
+    pretrained: bool = False
+    ins: str | None = None
+    outs: tuple[str, ...] = ()
+    benchmark: str | None = None
+    imglists: str | None = None
+    input: str | None = None
+    fpr: str | float | None = None
+    calibrate: str | None = None
+    export: str | None = None
+    maps: bool = False
+    png: bool = False
+    fail: bool = False
+    scores: tuple[str, ...] = ()
+    n: int | None = None
+    full: bool = False
+    background: str | None = None
+    seeds: int | None = None
+    checkpoint: str = "last"
+    seed: int = 0
+    precision: str | None = None
+    launch: LaunchSection = field(default_factory=LaunchSection)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for options that cannot be combined, MissingError if there are no images."""
+        for (one, first), (two, second) in (
+            (("-n", self.n), ("--full", self.full)),
+            (("--out", self.outs), ("--export", self.export)),
+        ):
+            if first and second:
+                raise UsageError(f"`{one}` and `{two}` exclude each other", hint="omit one of them")
+        self._check_images()
+        if self.method:
+            self._check_method(self.method)
+        elif self.export:
+            hint = f"gz runs export {shlex.quote(self.model or 'RUN')} --to alarm"
+            raise UsageError("`--export` needs a method that requires no training", hint=hint)
+
+    @property
+    def model(self) -> str | None:
+        """The model, the first run or the method."""
+        return pretrained.spelled(self.what[0], self.pretrained) if self.what else None
+
+    @property
+    def method(self) -> str | None:
+        return method_of(self.model)
+
+    @property
+    def words(self) -> str:
+        """The model and `--in` as words of a command line."""
+        model = [shlex.quote(self.model)] if self.model else []
+        return " ".join([*model, *(["--in", shlex.quote(self.ins)] if self.ins else [])])
+
+    @cached_property
+    def layout(self) -> Inspected | None:
+        """The inspection set of `--in`; None for any other set."""
+        return inspection_at(self.ins) if self.ins and not self.benchmark else None
+
+    @property
+    def inspected(self) -> Inspected | None:
+        """The inspection set whose defects are to be detected."""
+        return None if self.input or self.outs else self.layout
+
+    def _check_images(self) -> None:
+        of_pictures = {"--fpr": self.fpr, "--calibrate": self.calibrate, "--map": self.maps}
+        of_pictures |= {"--png": self.png, "--fail": self.fail}
+        of_sets = {"--out": self.outs, "--benchmark": self.benchmark, "--imglists": self.imglists}
+        of_images = f"gz ood {self.words or '--in ./good'} --input ./today"
+        # the options of single images that need no `--input`
+        alone = ("--fpr", "--calibrate") if self.inspected else ("--calibrate",) if self.export else ()
+        wrong = of_pictures if self.input is None else of_sets
+        used = (name for name, value in wrong.items() if value not in (None, False, ()))
+        strange = next((name for name in used if name not in alone), None)
+        if self.input is not None:
+            if strange:
+                message = f"`--input` checks single images, but `{strange}` compares data sets"
+                raise UsageError(message, hint="omit one of them")
+            if self.png and not self.maps:
+                raise UsageError("`--png` needs `--map`", hint="add `--map`")
+            if not local(self.input).exists():
+                hint = "pass an image, or a folder, zip, tar or npz of images"
+                raise MissingError(f"`{self.input}` does not exist", hint=hint)
+        elif strange:
+            raise UsageError(f"`{strange}` needs `--input`", hint=of_images)
+        elif self.imglists and not self.benchmark:
+            raise UsageError("`--imglists` needs `--benchmark`", hint="--benchmark openood-cifar10")
+        elif not (self.outs or self.benchmark or alone):
+            message = "`gz ood` needs the images to judge: `--input`, `--out` or `--benchmark`"
+            raise UsageError(message, hint=of_images)
+
+    def _check_method(self, method: str) -> None:
+        """Raises UsageError if a method without training, which may be named, lacks its images, or gets an
+        option of models."""
+        words = " ".join(["gz ood", *self.what[:1]])
+        if self.benchmark:
+            message = "`--benchmark` needs a model; use `--out` with a method that requires no training"
+            raise UsageError(message, hint=f"{words} --in mnist --out fashionmnist")
+        if not self.ins:
+            message = "a method that requires no training needs good images: `--in`"
+            raise UsageError(message, hint=f"{words} --in ./good --input ./today")
+        values = {flag: attrgetter(name)(self) for flag, name in OF_MODEL.items()}
+        allowed = ("-n", "--full") if self.outs else ()  # it compares single images with all good ones
+        used = (flag for flag, value in values.items() if value and value != "last" and flag not in allowed)
+        if strange := next(used, None):
+            what = f"but `{method}` is a method that requires no training"
+            hint = f"omit `{strange}`, or name a model: `gz ood MODEL --in {shlex.quote(self.ins)}`"
+            raise UsageError(f"`{strange}` needs a model or a run, {what}", hint=hint)
+
+
+def method_of(model: str | None) -> str | None:
+    """The method without training that a word refers to, or that is used without one; None for a model."""
+    return DEFAULT if model is None else matching(model, tuple(METHODS))
+
+
+def inspection_at(name: str) -> Inspected | None:
+    """The inspection set of a name or path; None for any other set."""
+    data = locate(name)
+    layout = open_inspection(data.path) if isinstance(data, OwnSet) else None
+    if not layout:
+        return None
+    assert isinstance(data, OwnSet)
+    if layout.good is None:
+        return Inspected(data.path, data)
+    if not data.path.is_dir():
+        hint = "unpack it, and pass the folder"
+        raise UsageError(f"the archive `{data.path}` has no `train` split of good images", hint=hint)
+    return Inspected(data.path, OwnSet(data.path / layout.good))
+
+
+# ---------------------------------------------------------------------------- the request
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job with scores that can start.
+
+    run, card: the first of the runs, and the card of its model; None for a method without training.
+    place, name: folder of the outputs, and the beginning of their name.
+    key: key of the in-distribution set; None if it was not named.
+    """
+
+    question: Question
+    job: OodJob | AlarmJob
+    place: Path
+    name: str
+    run: Run | None = None
+    card: ModelCard | None = None
+    key: str | None = None
+
+    @property
+    def maps(self) -> bool:
+        """Whether the model or the method has maps of where an image is unusual."""
+        return bool(self.card.maps) if self.card else METHODS[self.job.method or ""].mapped
+
+    def folder(self) -> Path:
+        """A new folder for the job."""
+        return claims.new_folder(self.place, self.name)
+
+    @property
+    def portable(self) -> PortableJob | None:
+        """The job that exports the alarm; None without `--export`. Raises UsageError if its folder contains
+        anything."""
+        if self.question.export is None:
+            return None
+        claims.check_empty(place := local(self.question.export))
+        settings = vars(self.job) | {"input": "", "fpr": ANY_RATE, "verb": PortableJob.verb}
+        return PortableJob(**settings, out=str(place))
+
+    def cost(self, say: Say = silent) -> Estimate:
+        """What is scored, and for how long. The scores of runs are timed on untrained copies, if no earlier
+        estimate has timed them."""
+        if self.run is None:
+            return cost_of_method(self.job)
+        if isinstance(self.job, OodJob):
+            return cost_of_sets(self.run, self.job, say)
+        return cost_of_alarm(self.run, self.job, say)
+
+
+def ask(question: Question, *, say: Say = silent) -> Request:
+    """The request for the options of `gz ood`. Raises UsageError for a name or an option that does not exist,
+    MissingError for a run or a set that is not here."""
+    openood = benchmark_of(question.benchmark, question.ins, question.outs) if question.benchmark else None
+    layout, name = question.layout, openood.inside if openood else question.ins
+    home = layout.home if layout else locate(name) if name else None
+    scorer = of_method(question, home) if question.method and home else of_runs(question, home)
+    card = scorer.card
+    if question.maps and card and not card.maps:
+        able = ", ".join(model.name for model in catalog.cards().values() if model.maps)
+        raise UsageError(f"`{card.name}` has no anomaly maps", hint=f"models with maps: {able}")
+    shared = ("n", "full", "seeds", "checkpoint", "seed", "precision", "launch")
+    settings = {**scorer.settings, **{key: getattr(question, key) for key in shared}}
+    settings["background"] = str(find_run(question.background).path) if question.background else None
+    job: OodJob | AlarmJob
+    if question.inspected or question.input is not None or question.export:
+        job, label = alarm_job(question, settings)
+    else:
+        lists = local(question.imglists) if question.imglists else None
+        foreign = foreign_sets(question.outs, openood, lists, scorer.data, say)
+        settings |= {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
+        job = OodJob(
+            outs=tuple(one.reference for one in foreign), **settings | {"seeds": question.seeds or 1}
+        )
+        label = openood.name if openood else label_of(job.outs)
+    name = f"{scorer.prefix}{label}"
+    return Request(question, job, scorer.place, name, scorer.run, card, home.key if home else None)
+
+
+def alarm_job(question: Question, settings: Mapping[str, Any]) -> tuple[AlarmJob, str]:
+    """The job of an alarm, and the label of its folder."""
+    inspected = question.inspected
+    kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(question.input or ""))
+    job = kind(
+        input=str(path) if inspected or question.input else "",
+        fpr=rate(question.fpr),
+        calibrate=calibrating(question.calibrate, question.ins),
+        maps=question.maps or bool(question.method),
+        png=question.png,
+        **settings,
+    )
+    return job, slug(path.stem)
+
+
+def rate(value: str | float | None) -> float:
+    """A false-positive rate, such as `1%` or `0.01`, as a fraction. Raises UsageError outside 0 … 1."""
+    word = "1%" if value is None else str(value).strip()
+    try:
+        share = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        hint = f"`--fpr {word}%`" if 1 <= share < 100 and "%" not in word else "`--fpr 1%`, or `--fpr 0.01`"
+        raise UsageError(f"`--fpr {value}` is not a rate between 0 and 1", hint=hint)
+    return share
+
+
+def calibrating(name: str | None, ins: str | None) -> str | None:
+    """The name or the path of the images for calibration; None without `--calibrate`. Raises MissingError if
+    there are none, UsageError for those of `--in`, to which methods are fitted."""
+    if name is None:
+        return None
+    if not name or not (is_set(name) or local(name).exists()):
+        hint = "pass a folder, zip, tar or npz of good images, or the name of a data set"
+        raise MissingError(f"`--calibrate {name}` does not exist", hint=hint)
+    if ins and data_key(name) == data_key(ins):
+        hint = "omit `--calibrate`, or pass other good images"
+        raise UsageError("`--calibrate` and `--in` are the same images", hint=hint)
+    return name if is_set(name) else str(local(name))
+
+
+class Scorer(NamedTuple):
+    """Runs that score images, or a method without training."""
+
+    settings: Mapping[str, Any]  # settings of jobs that depend on it
+    place: Path  # of its outputs, whose names begin with the prefix
+    prefix: str = ""
+    run: Run | None = None  # the first of the runs
+    card: ModelCard | None = None  # of its model
+    data: DataSection | None = None  # of its recipe
+
+
+def of_method(question: Question, home: DataSet) -> Scorer:
+    """A method that is fitted to the images of a set."""
+    settings = {"run": "", "ins": home.reference, "method": question.method}
+    settings |= question.keywords(None)
+    if further := question.what[1:]:
+        message = f"`{question.method}` requires no training, and makes no ensemble with `{further[0]}`"
+        raise UsageError(message, hint="use one method, or several runs")
+    return Scorer(settings, user_dir("ood"), f"{home.key}-")
+
+
+def of_runs(question: Question, inside: DataSet | None) -> Scorer:
+    """The run of a model, and the further runs of an ensemble."""
+    key, typed = (inside.key, inside.reference) if inside else (None, None)
+    run = trained_run(question.model or "", question.keywords, data=key, typed=typed)
+    home = inside or locate(part_of(run.serving.tree()).data.name)
+    runs = [run, *(find_run(word, data=home.key) for word in question.what[1:])]
+    parts = [part_of(each.serving.tree()) for each in runs]
+    models = [catalog.card_of(each, part.model) for each, part in zip(runs, parts, strict=True)]
+    trained_on = [part.data.name for part in parts]
+    for each, name in zip(runs, trained_on, strict=True):
+        if data_key(name) != data_key(trained_on[0]):
+            message = f"`{each.id}` was trained on `{name}`, but the first run on `{trained_on[0]}`"
+            raise UsageError(message, hint="use runs that were trained on the same data set")
+    chosen = choose_scores(question.scores, models, parts[0].ood.scores)
+    paths = [str(each.path) for each in runs]
+    settings: dict[str, Any] = {"run": paths[0], "others": tuple(paths[1:]), "ins": home.reference}
+    settings |= {"scores": chosen, "options": question.keywords(models[0])}
+    return Scorer(settings, run.path / "ood", "", run, models[0], parts[0].data)
+
+
+def choose_scores(
+    names: Sequence[str], models: Sequence[ModelCard], of_recipe: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """The scores by their exact names; for several runs, those that all of them have. None means the recipe's
+    scores."""
+    if [canonical(name) for name in names] == ["all"]:
+        return ("all",)
+    if names or len(models) == 1:
+        plain = [name for name in names if canonical(name) != "waic"]
+        for card in models:
+            plain = check_scores(plain, card)
+        proper = iter(plain)
+        return tuple("waic" if canonical(name) == "waic" else next(proper) for name in names) or None
+    scores = [set(score_names(card)) for card in models]
+    common = [name for name in of_recipe or score_names(models[0]) if all(name in each for each in scores)]
+    waic = ["waic"] if all("nll" in each for each in scores) else []
+    if not common + waic:
+        raise UsageError("the runs have no score in common", hint="gz list models --can ood")
+    return tuple(common + waic)
+
+
+def benchmark_of(name: str, ins: str | None, outs: Sequence[str]) -> Benchmark:
+    """The benchmark with this name. Raises UsageError if sets other than its own are named."""
+    benchmark = find_benchmark(name)
+    if outs or (ins and ins != benchmark.inside):
+        message = f"`{benchmark.name}` defines its own data sets: `--in {benchmark.inside}`"
+        raise UsageError(message, hint="omit `--in` and `--out`")
+    return benchmark
+
+
+def foreign_sets(
+    names: Sequence[str], benchmark: Benchmark | None, lists: Path | None, data: DataSection | None, say: Say
+) -> list[DataSet]:
+    """The sets with these names, or those of a benchmark, either with lists in OpenOOD's folder or in the
+    form of a run's data."""
+    if benchmark is None:
+        return [locate(name) for name in names]
+    assert data
+    return with_lists(benchmark, lists, say) if lists else at_hand(benchmark, data, say)
+
+
+def with_lists(benchmark: Benchmark, root: Path, say: Say) -> list[DataSet]:
+    """The foreign sets of a benchmark whose lists are in OpenOOD's `data` folder. Reports the
+    omitted sets."""
+    names = (*benchmark.near, *benchmark.far)
+    sets = [locate(name) for name in names if list_of(root, benchmark, name)]
+    for name in set(names).difference(one.key for one in sets):
+        say(f"left out: `{name}`, because `{root}` has no list of it")
+    if not sets or not list_of(root, benchmark, benchmark.inside):
+        raise MissingError(f"`{root}` has no lists of `{benchmark.name}`", hint="omit `--imglists`")
+    return sets
+
+
+def at_hand(benchmark: Benchmark, data: DataSection, say: Say) -> list[DataSet]:
+    """The foreign sets of a benchmark that are in the cache or small enough to download. Reports the omitted
+    sets."""
+    sets, names = [], (*benchmark.near, *benchmark.far)
+    for foreign in map(locate, names):
+        try:
+            packs.open_pack(foreign, **pack_options(data), say=say)
+            sets.append(foreign)
+        except MissingError as e:
+            say(f"left out: {e.message} ({e.hint})")
+    if not sets:
+        message = f"no out-of-distribution data set of `{benchmark.name}` is available"
+        raise MissingError(message, hint=f"gz data download {' '.join(names)}")
+    return sets
+
+
+def label_of(outs: Sequence[str]) -> str:
+    """The label of the output folder for scores of foreign sets."""
+    return "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
+
+
+# ---------------------------------------------------------------------------- the cost
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job scores, by which scores, and its cost, in words and as JSON.
+
+    cost: that of the job, and of each image.
+    warnings: what will prevent the job.
+    """
+
+    by: str
+    images: str
+    time: str
+    facts: Mapping[str, Any]
+    cost: Cost
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ScoreCosts:
+    """The costs of the scores of runs.
+
+    by: names of the scores.
+    of_runs, budgets: for each run, the cost of an image with one draw of noise, and its budget in seconds.
+    judges: cost of the judge networks by which the scores compare images.
+    """
+
+    job: OodJob | AlarmJob
+    by: str
+    of_runs: Sequence[Cost]
+    budgets: Sequence[float]
+    judges: Cost
 
     @classmethod
-    def of(
-        cls,
-        run: Run,
-        job: OodJob | AlarmJob,
-        names: Sequence[str],
-        fitted: int,
-        maps: int,
-        judges: float,
-        say: Say,
-    ) -> Cost:
-        """The cost of these scores on this machine, measured on untrained copies of the runs.
-        fitted, maps: number of images on which they are fitted, and of maps to which `local` is fitted."""
-        plan = launcher.plan(job.launch, every_gpu=False)
-        names = list(dict.fromkeys("nll" if name == "waic" else name for name in names))  # its statistic
-        runs, measure = [run, *(Run(Path(path)) for path in job.others)], partial(forecast.measured, say=say)
-        drawers = [forecast.drawer_of_run(one, plan, score_options=job.options) for one in runs]
-        costs = [
-            forecast.scored(drawer, names, measure) if names and drawer else forecast.Scored()
-            for drawer in drawers
-        ]
-        seeds = job.seeds or (SEEDS if isinstance(job, AlarmJob) else 1)
-        n, budgets = None if job.full else job.n, [part_of(one.serving.tree()).ood.budget for one in runs]
-        counts = counts_of(locate(job.ins))
-        train = min(MOST, counts["train"] if counts else MOST)
-        fits = [cost.fitting(fitted, train, maps) for cost in costs]
-        each, calls, fit = map(mean_of, ([c.each for c in costs], [c.calls for c in costs], fits))
-        of_runs = list(zip((cost.each for cost in costs), fits, budgets, strict=True))
-        is_free = not (job.n or job.full)
-        return cls(n, is_free, min(budgets), seeds * len(runs), each, calls, fit, of_runs, judges)
+    def of(cls, run: Run, job: OodJob | AlarmJob, fitted: int, say: Say) -> ScoreCosts:
+        """The costs on this machine, if the scores are fitted on so many images. They are measured on
+        untrained copies of the runs."""
+        runs = [run, *(Run(Path(path)) for path in job.others)]
+        parts, plan = (
+            [part_of(one.serving.tree()) for one in runs],
+            launcher.plan(job.launch, every_gpu=False),
+        )
+        names, counts = job.scores or parts[0].ood.scores or (), counts_of(locate(job.ins))
+        added = [LOCAL] if names and not job.scores else []  # to scores that are not named
+        timed = list(dict.fromkeys("nll" if name == "waic" else name for name in (*names, *added)))
+        images = {"held_out": fitted, "train": min(MOST, counts["train"] if counts else MOST)}
+        measure = partial(forecast.measured, say=say)
+
+        def cost_of(one: Run) -> Cost:
+            drawer = forecast.drawer_of_run(one, plan, score_options=job.options)
+            if not (timed and drawer):
+                return UNKNOWN
+            return forecast.score_cost(drawer, timed, measure, **images, maps=mapped(fitted))
+
+        costs, budgets = [cost_of(one) for one in runs], [part.ood.budget for part in parts]
+        return cls(job, ", ".join(names), costs, budgets, judges_of(run, job, names))
+
+    @property
+    def passes(self) -> int:
+        """How often an image is scored: by each run, with each draw of noise."""
+        seeds = self.job.seeds or (SEEDS if isinstance(self.job, AlarmJob) else 1)
+        return seeds * len(self.of_runs)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the budget decides the number of images."""
+        return not (self.job.n or self.job.full)
 
     def limit(self, sets: int) -> int | None:
         """The most images of a set that are scored, so few that they suit every run; None: all, or
         unknown."""
-        timed = [
-            (each, fit, budget) for each, fit, budget in self.of_runs if each is not None and fit is not None
-        ]
-        if not self.is_free or len(timed) < len(self.of_runs):
-            return self.n
+        pairs = zip(self.of_runs, self.budgets, strict=True)
+        times = [(cost.each, cost.fixed, budget) for cost, budget in pairs]
+        timed = [(x, fit, budget) for x, fit, budget in times if x is not None and fit is not None]
+        if not self.is_free or len(timed) < len(times):
+            return None if self.job.full else self.job.n
         return min(affordable(each, budget - fit, self.passes * sets) for each, fit, budget in timed)
 
-    def of_images(
+    def estimate(
         self,
         sizes: Sequence[int | None],
         n: int | None,
         images: str,
         *,
         choosing: int = 0,
-        most: str = "about",
-    ) -> Scoring:
-        """The forecast of scoring sets of these sizes, at most n images of each, which `images` describes.
+        roughly: str = "about",
+        warnings: Sequence[str] = (),
+    ) -> Estimate:
+        """The estimate for sets of these sizes, at most n images of each, which `images` describes.
         choosing: number of further scores, by which an alarm chooses one."""
-        every = forecast.together(sizes)
+        mean = 1 / len(self.of_runs) * sum(self.of_runs, Cost())
+        fits = self.passes * replace(mean, each=0.0, calls=0.0)
+        cost = Cost(START_UP) + fits + self.judges + replace(mean, fixed=0.0, why={})
+        every = together(sizes)
         scored = None if every is None else self.passes * int(every) + choosing
-        facts = {"n": n, "scored": scored, "seconds": None, "calls": self.calls}
-        if self.each is None or self.fit is None:
+        facts = {"n": n, "scored": scored, "seconds": None, "calls": cost.calls}
+        if cost.each is None or cost.fixed is None:
+            budget = min(self.budgets)
             by_budget = self.is_free and not choosing
-            time = f"at most {about(self.budget)}, the recipe's `ood.budget`" if by_budget else "unknown"
+            time = f"at most {about(budget)}, the recipe's `ood.budget`" if by_budget else "unknown"
         elif scored is None:
-            time = f"{short(self.passes * len(sizes) * self.each, 2)} s for an image of each data set"
+            time = f"{short(self.passes * len(sizes) * cost.each, 2)} s for an image of each data set"
         else:
-            fit = self.passes * self.fit
-            facts["seconds"] = seconds = forecast.STARTING_UP + fit + self.judges + scored * self.each
-            calls = f" × {counted(round(self.calls), 'network call')}" if self.calls else ""
-            parts = ((fit, "to fit the scores"), (self.judges, forecast.JUDGES_TRAINED))
-            words = ", ".join(f"{about(cost)} of it {what}" for cost, what in parts if cost >= 1)
-            time = f"{most} {about(seconds)} for {counted(scored, 'image')}{calls}{words and f'; {words}'}"
-        return Scoring(images, time, facts)
+            facts["seconds"], time = cost.seconds(scored), cost.in_words(scored, roughly=roughly)
+        return Estimate(self.by, images, time, facts, cost, warnings=warnings)
 
 
-def of_sets(job: OodJob, cost: Cost) -> Scoring:
-    """The forecast of the scores of data sets."""
-    counts = counts_of_sets(job)
-    n = cost.limit(len(counts))
-    whole = n is None or all(size is not None and size <= n for size in counts)
-    images = "all" if whole else f"{'up to ' * cost.is_free}{n:,} per data set"
-    return cost.of_images([at_most(n, size) for size in counts], n, images)
+def cost_of_sets(run: Run, job: OodJob, say: Say) -> Estimate:
+    """The estimate of scores of data sets by runs."""
+    counts = counts_of(locate(job.ins))
+    fitted = min(FITTED, counts["val"] or counts["train"]) if counts else FITTED
+    costs, sizes = ScoreCosts.of(run, job, fitted, say), counts_of_sets(job)
+    n = costs.limit(len(sizes))
+    whole = n is None or all(size is not None and size <= n for size in sizes)
+    images = "all" if whole else f"{'up to ' * costs.is_free}{n:,} per data set"
+    return costs.estimate([at_most(n, size) for size in sizes], n, images)
 
 
-def of_alarm(job: AlarmJob, cost: Cost, held_out: int | None, choosing: int) -> Scoring:
-    """The forecast of an alarm, which scores every image of its input and compares it with held-out ones."""
-    n, checked = cost.limit(2), checked_images(job)
-    compared = at_most(n, held_out)
-    images = f"{in_words(checked)}, compared with {in_words(compared)} held-out images"
-    return cost.of_images([compared, checked], n, images, choosing=choosing, most="up to about")
+def cost_of_alarm(run: Run, job: AlarmJob, say: Say) -> Estimate:
+    """The estimate of an alarm by runs, which scores every image of its input and compares it with held-out
+    ones. Warns if these are too few for the rate."""
+    from gzcli.metrics.alarms.choice import FEWEST
+    from gzcli.metrics.conformal import fewest
+
+    is_chosen = not (job.scores or job.others)
+    needed = fewest(job.fpr, 1 if is_chosen else len(job.scores or ()))
+    total, left, fitted = held_out(job, needed)
+    costs, checked = ScoreCosts.of(run, job, fitted, say), checked_images(job)
+    n = costs.limit(2)
+    compared = at_most(n, left)
+    return costs.estimate(
+        [compared, checked],
+        n,
+        f"{in_words(checked)}, compared with {in_words(compared)} held-out images",
+        choosing=mapped(fitted) if is_chosen and fitted >= FEWEST else 0,
+        roughly="up to about",
+        warnings=if_few(job, needed, total if job.n is None else min(job.n, total or job.n), "held-out"),
+    )
 
 
-# ---------------------------------------------------------------------------- a method without training
+def cost_of_method(job: OodJob | AlarmJob) -> Estimate:
+    """The estimate of a method without training. Warns if the good images are too few for the rate. Raises
+    UsageError for images of several sizes."""
+    from gzcli.metrics.conformal import fewest
 
-
-def of_method(job: OodJob | AlarmJob, size: Size | None) -> Scoring:
-    """The forecast of a method that is fitted to good images, all of them resized to a size if it is not
-    None. Raises UsageError for images that need one."""
-    home, good = locate(job.ins), good_images(job)
+    home, good, warnings = locate(job.ins), good_images(job), list[str]()
+    total = sum(good.values()) if good else None
     if isinstance(job, OodJob):
         sets = [locate(name) for name in job.outs]
         fitted = min(good["train"], MOST_FITTED) if good else None
         tests = [good, *(counts_of(one, foreign=True) for one in sets)]
         n = None if job.full else job.n or MOST
-        checked = forecast.together([at_most(n, one["test"]) if one else None for one in tests])
+        checked = together([at_most(n, one["test"]) if one else None for one in tests])
         images = f"{job.n:,} per data set" if job.n else "all"
     else:
         sets, checked = [judged(job)] if job.input else [], checked_images(job)
-        total = sum(good.values()) if good else None
         fitted = total and min(total, MOST)
         images = f"{in_words(checked)}, compared with {in_words(total)} good images"
-    of_all = forecast.together([fitted, checked])
-    seconds = of_all and forecast.STARTING_UP + forecast.checking(int(of_all), job.method or "")
+        further = counts_of(locate(job.calibrate), foreign=True) if job.calibrate else None
+        enough, kind = (further, "further good") if job.calibrate else (good, "good")
+        warnings = if_few(job, fewest(job.fpr), sum(enough.values()) if enough else None, kind)
+    cost, of_all = checking(job.method or ""), together([fitted, checked])
+    seconds = cost.seconds(None if of_all is None else int(of_all))
     time = f"about {about(seconds)}" if seconds else "unknown"
-    notes = crops(home, sets, size)
-    return Scoring(images, time, {"n": job.n, "seconds": seconds, "calls": None}, notes)
+    notes = crops(home, sets, job.size or reduced_size(facts_of(home)))
+    facts = {"n": job.n, "seconds": seconds, "calls": None}
+    return Estimate(job.method or "", images, time, facts, cost, notes, warnings)
+
+
+def if_few(job: AlarmJob, needed: int, n: int | None, kind: str) -> list[str]:
+    """A warning if n images of this kind are fewer than the rate needs."""
+    if n is None or n >= needed:
+        return []
+    fpr = f"a false-alarm rate of {percent(job.fpr)}"
+    return [f"{fpr} needs {needed:,} {kind} images, but there are only {n:,}"]
+
+
+def judges_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> Cost:
+    """The cost of the judge network by which these scores of a run compare images, if it is needed and not
+    trained yet."""
+    part = part_of(run.serving.tree())
+    compares = set(names).intersection(catalog.card_of(run, part.model).perceptual_scores)
+    if not compares or {**part.ood.options, **job.options}.get("pixels") or networks.has_lpips():
+        return Cost()
+    data = locate(job.ins)
+    pack = packs.peek(data, **pack_options(part.data))
+    # of values beyond 8 bits, only pixels are compared
+    return Cost() if pack and pack.values else judge_networks(("fd",), data, pack)
+
+
+def mapped(fitted: int) -> int:
+    """The images whose maps `local` is fitted to: some on which scores are fitted, and synthetic defects."""
+    from gzcli.metrics.alarms.choice import FEWEST
+
+    return min(MAPPED, fitted) + (DEFECTS if fitted >= FEWEST else 0)
 
 
 def crops(home: DataSet, sets: Sequence[DataSet], size: Size | None) -> list[str]:
@@ -181,11 +636,6 @@ def crops(home: DataSet, sets: Sequence[DataSet], size: Size | None) -> list[str
 
 
 # -------------------------------------------------------------------------- numbers of images; None: unknown
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    total = forecast.together(values)
-    return None if total is None else total / len(values)
 
 
 def in_words(n: int | None) -> str:
@@ -230,12 +680,6 @@ def checked_images(job: AlarmJob) -> int | None:
     counts = counts_of(judged(job), foreign=True)
     good = official_test(OwnSet(Path(job.input))) if job.verb == "inspect" else 0
     return counts["test"] + (good or 0) if counts else None
-
-
-def fitted_for_sets(job: OodJob) -> int:
-    """The number of images on which scores of data sets are fitted."""
-    counts = counts_of(locate(job.ins))
-    return min(FITTED, counts["val"] or counts["train"]) if counts else FITTED
 
 
 def counts_of_sets(job: OodJob) -> list[int | None]:

@@ -41,6 +41,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gzcli.core.devices import count_gpus
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
 from gzcli.core.hints import Option, advice
 from gzcli.core.sections import MEETING, PER_DIMENSION, SCALES, DataSection, leaves, part_of, plain
@@ -156,6 +157,25 @@ def check(path: str | Path) -> list[str]:
             layer = next(file.sections[at] for file in chain if at in file.sections)
             problems.append(layer.problem((), *problem))
     return [str(problem) for problem in in_order(problems)]
+
+
+def recipe_for(word: str, data: str | None = None) -> Recipe | None:
+    """The recipe of a run, a file, or a model on a data set; None if the word refers to none of them. torch
+    does not look for GPUs, because nobody waits for that at a TAB."""
+    try:
+        run = runs.by_name(word)
+        return recipe_of(run.tree()) if run else resolve(word, data=data, gpus=count_gpus())
+    except (GzError, OSError, KeyError, TypeError):
+        return None
+
+
+def card_for(word: str) -> ModelCard | None:
+    """The model that `gz sample` and `gz ood` use for a word, which is the model of the recipe's last
+    stage."""
+    if canonical(word) not in map(canonical, recipe_names()) and runs.by_name(word) is None:
+        return None
+    recipe = recipe_for(word)
+    return catalog.card(recipe.parts[-1].model) if recipe else None
 
 
 def _resolve(

@@ -96,6 +96,14 @@ def measured() -> list[dict[str, Any]]:
     return read_json(FOLDER / "figures.json") or []
 
 
+def spelled(model: str, pretrained: bool) -> str:
+    """The name of a model in the spelling that every verb accepts, for `MODEL --pretrained` or `--pretrained`
+    alone."""
+    if not pretrained or model.startswith(PREFIX):
+        return model
+    return f"{PREFIX}{model}" if model else DEFAULT
+
+
 def is_name(ref: str) -> bool:
     return ref.startswith(PREFIX)
 

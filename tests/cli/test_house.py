@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from graphlib import TopologicalSorter
@@ -30,7 +29,7 @@ MAY = {
     "league": {"engine", "launch", "recipe", "models", "metrics", "data"},
     "judge": {"engine", "recipe", "models", "metrics", "data"},
     "engine": {"recipe", "models", "metrics", "data"},
-    "launch": {"recipe", "models", "data"},
+    "launch": {"recipe", "models", "metrics", "data"},
     "recipe": {"models", "data"},
     "models": {"metrics"},
     "metrics": {"data"},
@@ -39,8 +38,7 @@ DATA = ("sets", "readers", "download", "packs", "library")  # the layers of `dat
 SHARED = ("models.base", "models.nn", "models.catalog", "models.denoising")
 
 # Measures: none may grow, no exception may be added; lower what has become smaller.
-ROOT_FILES, FOLDER = 4, 20
-FOLDERS: dict[str, int] = {}
+ROOT_FILES = 4
 LENGTH, PARAMETERS = 60, 8
 LONG: dict[str, int] = {}
 WIDE: dict[str, int] = {}
@@ -180,14 +178,12 @@ def test_samplers_come_without_the_rest():
     assert "models.catalog" not in loaded("models.denoising.samplers")
 
 
-def test_folders_do_not_grow():
+def test_the_root_does_not_grow():
     assert len(list(ROOT.glob("*.py"))) <= ROOT_FILES
-    folders = Counter(".".join(path.parent.relative_to(ROOT).parts) for path in modules().values())
-    assert [name for name, files in folders.items() if files > FOLDERS.get(name, FOLDER)] == []
 
 
 def test_functions_are_short_and_take_few_parameters():
-    """But verbs, `gzcli.train`, and the options of models."""
+    """But verbs, also those of Python, and the options of models."""
     for name in modules():
         options = {"__init__", "sample"} if family(name) else set()
         for node in nodes_of(name):
@@ -197,6 +193,6 @@ def test_functions_are_short_and_take_few_parameters():
             length = node.end_lineno - node.lineno + 1
             assert length <= LONG.get(where, LENGTH), f"{where} has {length} lines"
             names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
-            if node.name not in options and where != "api.train":
+            if node.name not in options and "spoken" not in map(ast.unparse, node.decorator_list):
                 few = len(names) - (names[:1] in (["self"], ["cls"])) <= WIDE.get(where, PARAMETERS)
                 assert few, f"{where} takes {len(names)} parameters"

@@ -16,6 +16,7 @@ from pixelwise import Pixelwise, fake_run, fitted, nll_of
 from refused import refused
 
 from gzcli.cli import ood as ood_verb
+from gzcli.cli import out
 from gzcli.cli.sample import digest
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import DataInfo, ImageNoise
@@ -30,6 +31,7 @@ from gzcli.judge.alarm import heat
 from gzcli.judge.images import Pick
 from gzcli.judge.local import few, with_defects
 from gzcli.judge.scores import map_of
+from gzcli.launch import scoring
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import METHODS
 from gzcli.metrics.detection import detection
@@ -488,7 +490,7 @@ def openood(tmp_path, monkeypatch):
 
 
 def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_path, openood, capsys):
-    outs = [source.key for source in ood_verb.with_lists(find_benchmark("toy"), openood)]
+    outs = [source.key for source in scoring.with_lists(find_benchmark("toy"), openood, out.info)]
     assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
     options = {"benchmark": "toy", "imglists": str(openood), "scores": ("nll", "noisy"), "seeds": 2}
     result = compared(tmp_path, *outs, full=True, **options)
@@ -510,7 +512,7 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
         (openood / "benchmark_imglist" / "digits" / "test_texture.txt").write_text(f"{name} 0\n")
         refused("1 of the 1 images", compared, tmp_path, *outs, full=True, **options, error=MissingError)
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
-        ood_verb.with_lists(find_benchmark("toy"), tmp_path)
+        scoring.with_lists(find_benchmark("toy"), tmp_path, out.info)
 
 
 def test_all_scores_are_those_of_the_model(trained, tmp_path, monkeypatch):

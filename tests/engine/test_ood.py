@@ -30,6 +30,7 @@ from gzcli.judge import ood, scores
 from gzcli.judge.images import short_paths
 from gzcli.judge.ood import BASELINES
 from gzcli.judge.scores import Scorer, choose, computable
+from gzcli.launch import scoring
 from gzcli.metrics.baselines import code_length, pixel_mean, png_size
 from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
@@ -289,12 +290,12 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     assert mean["auroc"] == single["auroc"] > 0.9 and mean["group"] == "far"
     said = ood.notes(rows, {"digits-ab": open_pack("digits-ab")}, 17, toy, job())
     assert said[0].startswith("omitted from `toy`: svhn, patches;")
-    benchmark = ood_verb.benchmark_of("OpenOOD_CIFAR10", None, None)
+    benchmark = scoring.benchmark_of("OpenOOD_CIFAR10", None, ())
     assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
-    refused("defines its own data sets", ood_verb.benchmark_of, "openood-mnist", "cifar10", None)
-    refused("there is no benchmark `openood`", ood_verb.benchmark_of, "openood", None, None)
+    refused("defines its own data sets", scoring.benchmark_of, "openood-mnist", "cifar10", ())
+    refused("there is no benchmark `openood`", scoring.benchmark_of, "openood", None, ())
     with pytest.raises(MissingError, match="no out-of-distribution data set"):
-        ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
+        scoring.at_hand(benchmark, DataSection(size=32, channels=3), out.info)
     messages = capsys.readouterr().err
     assert all(f"`{name}`" in messages for name in (*benchmark.near, *benchmark.far))
     assert "gz data download" in messages

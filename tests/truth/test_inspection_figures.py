@@ -8,11 +8,11 @@ from pictures import encoded, png, write
 from refused import refused
 from zoo import CASES
 
-from gzcli.cli.ood import inspection_at
 from gzcli.data.library import import_set
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.engine.log import Log
 from gzcli.judge.inspection import MEAN, Judged, figures, notes, open_defective, overview, run
+from gzcli.launch.scoring import inspection_at
 from gzcli.report.ood import document
 from gzcli.report.results import read
 from gzcli.store.files import read_json

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
+from gzcli.data.sets.registry import locate
+from gzcli.store.paths import cache_dir
 
 
 def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
@@ -20,6 +23,15 @@ def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
     except csv.Error as e:
         raise UsageError(f"`--label` is not a list of labels: {e}", hint="give names, as in `cat,dog`") from e
     return [_number(word.strip(), classes) for word in words or [""]]
+
+
+def class_names(data: str) -> list[str]:
+    """The classes of a data set; [] if the set has none, or is not packed yet."""
+    data_set = locate(data)
+    if isinstance(classes := getattr(data_set, "classes", None), tuple):
+        return list(map(str, classes))
+    packs = sorted(cache_dir("packs", data_set.key).glob("*/meta.json"))
+    return list(map(str, json.loads(packs[0].read_text())["classes"])) if packs else []
 
 
 def in_turns(n: int, classes: int) -> int:
