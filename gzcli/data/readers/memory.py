@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import UsageError, first_line
 from gzcli.core.units import counted
+from gzcli.core.units import size as size_in_words
 from gzcli.data.readers.hub import LABELS, NAMED_AS_IMAGES
 from gzcli.data.readers.images import split_of
 from gzcli.store import files
@@ -27,9 +28,12 @@ TAKEN = (
     "torch or of `datasets`, lists of images, `{'train': …, 'test': …}`, and names and paths of data sets"
 )
 IMAGE_KEYS = ("images", "image", "x", "X", *NAMED_AS_IMAGES, "pixel_values")
+LABELS_HINT = "labels must be integers or strings [N], or 0s and 1s of shape [N, K]"
+MAX_ITEMS, MAX_BYTES = 1_000_000, 8_000_000_000  # images, and their bytes, of data without a length
 WHOLE_RANGE = 1e-3  # tolerance of a float, in grey levels
 PLAIN = ("L", "RGB")  # modes of Pillow that are arrays directly
-IN_PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # modes that PNG keeps
+NUMBERS = ("F", "I")  # modes of 32 bits, which PNG does not have
+IN_PNG = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")  # modes that PNG keeps
 TRANSPARENT = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # modes with alpha → those of a PNG
 
 
@@ -76,6 +80,9 @@ def _splits(data: Any) -> dict[str, Any]:
     splits = {str(name): split_of(str(name)) for name in data}
     if data and all(splits.values()):
         parts = {split[0]: data[name] for name, split in splits.items() if split}
+        if len(parts) < len(splits):
+            names = ", ".join(f"`{name}`" for name in splits)
+            raise UsageError(f"`data` has a split twice: {names}", hint="omit one of them")
         if "train" in parts:
             return parts
         raise UsageError(
@@ -107,71 +114,92 @@ def _images_of(data: Any) -> Images:
     if hasattr(data, "iloc"):  # a table of pandas
         hint = f"pass its images and its labels as `(images, labels)`; `data` accepts {TAKEN}"
         raise UsageError(f"`data` is a {_kind(data)}, not images", hint=hint)
-    if isinstance(data, str | bytes) or not (hasattr(data, "__getitem__") or hasattr(data, "__iter__")):
+    has_items = hasattr(data, "__getitem__") or hasattr(data, "__iter__")
+    if isinstance(data, str | bytes | type) or not has_items:
         raise UsageError(f"`data` is a {_kind(data)}, not images", hint=f"`data` accepts {TAKEN}")
     return _of_items(data)
 
 
 def _labelled(images: Images, labels: Any, classes: Sequence[str] = ()) -> Images:
-    _check_labels(labels)
-    y = np.asarray(labels if not _is_tensor(labels) else labels.detach().cpu().numpy())
-    n = len(images.pixels)
+    y, n = _as_labels(labels), len(images.pixels)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-    if y.dtype.kind == "f" and y.size and (y == np.round(y)).all():
+    if y.dtype.kind == "f" and np.isfinite(y).all() and (y == np.round(y)).all():
         y = y.astype(np.int64)
-    if y.ndim not in (1, 2) or len(y) != n or y.dtype.kind not in "iubUSO":
+    if y.ndim not in (1, 2) or len(y) != n or y.dtype.kind not in "iubU":
         message = f"`data` has labels of type {y.dtype} and shape {y.shape} for {counted(n, 'image')}"
-        raise UsageError(message, hint="labels must be integers or strings [N], or 0s and 1s of shape [N, K]")
+        raise UsageError(message, hint=LABELS_HINT)
     if y.dtype.kind in "iu" and y.size and y.min() < 0:
         raise UsageError("`data` has a label below 0", hint="labels must be integers from 0, or strings")
     return images._replace(labels=y, classes=tuple(map(str, classes)))
 
 
-def _check_labels(labels: Any) -> None:
-    """Raises UsageError for a label that is None or NaN, which numpy would read as a class of that name."""
-    if isinstance(labels, list | tuple) or getattr(labels, "dtype", None) == np.object_:
+def _as_labels(labels: Any) -> np.ndarray:
+    """Labels as one array. Raises UsageError for a label that is None or NaN, which numpy would read as a
+    class of that name, and for labels of several lengths."""
+    if not _is_array(labels) or labels.dtype == np.object_:
+        labels = list(labels)  # of an array of objects, numpy looks at the objects
         for i, label in enumerate(labels):
             if label is None or (isinstance(label, float) and math.isnan(label)):
                 hint = "label every image, or pass the images without labels"
                 raise UsageError(f"item {i} of `data` has no label", hint=hint)
+    try:
+        return _as_numpy(labels, "the array of labels")
+    except ValueError as e:
+        raise UsageError("the labels of `data` have several lengths", hint=LABELS_HINT) from e
 
 
 def _of_items(data: Any) -> Images:
     """The images of a sequence or an iterable of images, (image, label) or {"image": …, "label": …}."""
-    from PIL import ImageOps
-
     pixels: list[Any] = []
     labels: list[Any] = []
+    size, endless = 0, not hasattr(data, "__len__")
     for item in range(len(data)) if _is_map(data) else data:
-        row: Any = data[item] if _is_map(data) else item
-        label = None
-        if isinstance(row, Mapping):
-            image, key = _first(row, IMAGE_KEYS), _first(row, LABELS)
-            if image is None:
-                hint = f"an item must be an image, `(image, label)`, or have a key of {', '.join(IMAGE_KEYS)}"
-                raise UsageError(
-                    f"an item of `data` has no image, only the keys {', '.join(map(str, row))}", hint=hint
-                )
-            row, label = row[image], None if key is None else row[key]
-        elif isinstance(row, tuple | list) and len(row) == 2:
-            row, label = row
-        if not (_is_picture(row) or _is_array(row)):
-            message = f"item {len(pixels)} of `data` is a {_kind(row)}, not an image"
-            raise UsageError(message, hint=f"`data` accepts {TAKEN}")
-        pixels.append(ImageOps.exif_transpose(row) if _is_picture(row) else row)
-        labels.append(_as_numpy(label)[()] if _is_array(label) else label)
+        image, label = _parted(data[item] if _is_map(data) else item, f"item {len(pixels)} of `data`")
+        pixels.append(image)
+        labels.append(label)
+        size += math.prod(image.size) * len(image.getbands()) if _is_picture(image) else image.nbytes
+        if endless and (len(pixels) > MAX_ITEMS or size > MAX_BYTES):
+            most = f"more than {MAX_ITEMS:,} images or {size_in_words(MAX_BYTES)}"
+            hint = "use part of it, as in `list(itertools.islice(data, 10_000))`, or save it in a folder"
+            raise UsageError(f"`data` has no length and returns {most}; it may be endless", hint=hint)
     images = _stacked(pixels)
     if not pixels or all(label is None for label in labels):
         return images
-    _check_labels(labels)
-    y = np.stack([np.asarray(label) for label in labels]) if _is_array(labels[0]) else np.asarray(labels)
-    whole = data
+    y, whole = _as_labels(labels), data
     while not hasattr(whole, "classes") and hasattr(whole, "dataset"):  # a torch `Subset`
         whole = whole.dataset
     classes: Any = getattr(whole, "classes", ())
     numbered = isinstance(classes, list | tuple) and y.ndim == 1 and y.dtype.kind in "iu"
     return _labelled(images, y, classes if numbered and int(y.max()) < len(classes) else ())
+
+
+def _parted(item: Any, title: str) -> tuple[Any, Any]:
+    """The image and the label of an item; None without a label."""
+    from PIL import ImageOps
+
+    image, label = item, None
+    if isinstance(item, Mapping):
+        key, named = _first(item, IMAGE_KEYS), _first(item, LABELS)
+        if key is None:
+            hint = f"an item must be an image, `(image, label)`, or have a key of {', '.join(IMAGE_KEYS)}"
+            raise UsageError(f"{title} has no image, only the keys {', '.join(map(str, item))}", hint=hint)
+        image, label = item[key], None if named is None else item[named]
+    elif isinstance(item, tuple | list) and len(item) == 2:
+        image, label = item
+    label = _as_numpy(label, f"the label of {title}")[()] if _is_array(label) else label
+    if _is_array(image):
+        _as_numpy(image, title)
+        return image, label
+    if not _is_picture(image):
+        raise UsageError(f"{title} is a {_kind(image)}, not an image", hint=f"`data` accepts {TAKEN}")
+    try:
+        if 0 in image.size:
+            raise ValueError("it has no pixels")
+        return ImageOps.exif_transpose(image), label
+    except Exception as e:  # of a truncated or closed image, Pillow may raise anything
+        message = f"{title} cannot be decoded: {first_line(e)}"
+        raise UsageError(message, hint="replace or remove it") from e
 
 
 def _stacked(pixels: list[Any]) -> Images:
@@ -182,7 +210,7 @@ def _stacked(pixels: list[Any]) -> Images:
     if all(map(_is_picture, pixels)):
         modes, sizes = {image.mode for image in pixels}, {image.size for image in pixels}
         opaque = modes <= {*PLAIN} and not any("transparency" in image.info for image in pixels)
-        if len(modes) == len(sizes) == 1 and (opaque or modes <= {"F", "I;16"}):
+        if len(modes) == len(sizes) == 1 and (opaque or modes <= {*NUMBERS, "I;16"}):
             return _of_array(np.stack([np.asarray(image) for image in pixels]))
         return Images(pixels)
     arrays = [_as_numpy(image) for image in pixels if _is_array(image)]
@@ -196,11 +224,11 @@ def _of_array(data: Any, *, tensor: bool = False) -> Images:
     """The images [N, H, W], [N, H, W, C] or [N, C, H, W] of an array. If the layout is ambiguous, the
     channels are first in a tensor and last in an array."""
     pixels, tensor = _as_numpy(data), tensor or _is_tensor(data)
-    if pixels.ndim == 3:
-        return Images(_levelled(pixels), "NHW")
-    if pixels.ndim != 4:
+    if pixels.ndim not in (3, 4) or not all(pixels.shape[1:]):
         message = f"`data` is an array of type {pixels.dtype} and shape {pixels.shape}"
         raise UsageError(message, hint="images must have shape [N, H, W], [N, H, W, C] or [N, C, H, W]")
+    if pixels.ndim == 3:
+        return Images(_levelled(pixels), "NHW")
     first, last = (pixels.shape[axis] in (1, 3) for axis in (1, 3))
     return Images(_levelled(pixels), "NCHW" if (first and not last) or (tensor and first == last) else "NHWC")
 
@@ -268,10 +296,7 @@ def _zip(parts: Mapping[str, Images]) -> Path:
         pictures = part.pixels if part.layout == "" else [_picture(image) for image in part.pixels]
         for i, picture in enumerate(pictures):
             name = f"{split}/{i:08d}"
-            buffer = io.BytesIO()
-            mode = picture.mode if picture.mode in IN_PNG else TRANSPARENT.get(picture.mode, "RGB")
-            picture.convert(mode).save(buffer, "PNG")
-            members[f"{name}.png"] = buffer.getvalue()
+            members[f"{name}.png"] = _as_png(picture, f"item {i} of `data`")
             if split in labels:
                 label = int(labels[split][i])
                 members[f"{name}.cls"] = (classes[label] if classes else str(label)).encode()
@@ -286,12 +311,26 @@ def _zip(parts: Mapping[str, Images]) -> Path:
     return path
 
 
+def _as_png(picture: Any, title: str) -> bytes:
+    """A PNG of an image. Raises UsageError for a mode that no PNG has."""
+    buffer = io.BytesIO()
+    mode = picture.mode if picture.mode in IN_PNG else TRANSPARENT.get(picture.mode, "RGB")
+    try:
+        if picture.mode in NUMBERS:  # Pillow would cut off what exceeds 8 bits
+            raise ValueError("its numbers have 32 bits")
+        picture.convert(mode).save(buffer, "PNG")
+    except ValueError as e:
+        message = f"{title} has the mode `{picture.mode}`, and other images another size or mode"
+        raise UsageError(message, hint="convert it to mode `L`, `I;16` or `RGB`, or resize all images") from e
+    return buffer.getvalue()
+
+
 def _numbered(parts: Mapping[str, Images]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The labels of each split as numbers, and the names of the classes; () without names."""
     with_labels = {split: part.labels for split, part in parts.items() if part.labels is not None}
     if with_labels and len(with_labels) < len(parts):
         raise UsageError("`data` has labels for some splits only", hint="give them for all, or for none")
-    texts = [y for y in with_labels.values() if y.dtype.kind in "USO"]
+    texts = [y for y in with_labels.values() if y.dtype.kind == "U"]
     if not texts:
         return with_labels, next((part.classes for part in parts.values() if part.classes), ())
     if len(texts) < len(with_labels) or any(y.ndim > 1 for y in texts):
@@ -360,11 +399,20 @@ def _is_labels(data: Any) -> bool:
     return listed or hasattr(data, "__array__")
 
 
-def _as_numpy(data: Any) -> np.ndarray:
+def _as_numpy(data: Any, title: str = "`data`") -> np.ndarray:
+    """The values of an array or a tensor. Raises UsageError for a mask, which would be ignored, and for a
+    tensor of a kind that numpy does not have."""
+    if np.ma.is_masked(data):
+        raise UsageError(f"{title} is a masked array", hint="fill masked values, as by `.filled(0)`")
     if not _is_tensor(data):
         return np.asarray(data)
-    tensor = data.detach().cpu()
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    try:
+        tensor = data.detach().cpu()
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor.resolve_neg()).numpy()
+    except (TypeError, RuntimeError) as e:
+        kind = f"{data.dtype} with the layout {data.layout}, on the device {data.device}"
+        hint = "pass a dense tensor of plain numbers, as by `.to_dense()`, `.dequantize()` or `.float()`"
+        raise UsageError(f"{title} is a tensor that numpy cannot read: {kind}", hint=hint) from e
 
 
 def _picture(data: Any) -> Any:

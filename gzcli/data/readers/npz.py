@@ -74,6 +74,8 @@ def npz(path: Path) -> RawImages:
         raise UsageError(f"the splits of `{path}` have different image sizes")
     counts = {split: header.n for split, header in headers.items()}
     y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
+    if len({rows.shape[1:] for rows in y.values()}) > 1:
+        raise UsageError(f"the labels of the splits of `{path}` have different shapes", hint=LABEL_HINT)
     most = [rows.shape[1] if rows.ndim == 2 else int(rows.max()) + 1 for rows in y.values() if len(rows)]
     least = max(most, default=0)  # minimum number of classes
     names = archive.first(CLASS_NAMES) if y else None
