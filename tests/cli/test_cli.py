@@ -121,6 +121,22 @@ ERRORS += [("sample a/b.pt", 3, "`a/b.pt` does not exist", RUN)]
 ERRORS += [("sample ./README.md", 3, "`./README.md` is not a run or a weights file", RUN)]
 STRAY = ("unexpected argument `stray`", "name one model; put arguments for `accelerate launch` after `--`")
 ERRORS += [(line, 2, *STRAY) for line in ("train vae stray", "train vae stray -- --x")]
+BUDGETED = ("sweep vae --set seed=1,2", "which --data digits", "bench --train-missing --data digits")
+for budget, message in (
+    ("0s", "must be more than 0"),
+    (f"{10**400}s", "is not a time"),
+    ("-3s", "is not a time"),
+):
+    hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
+    ERRORS += [(f"{line} --budget={budget}", 2, f"`--budget {budget}` {message}", hint) for line in BUDGETED]
+ERRORS += [
+    (
+        "train vae --epochs inf",
+        2,
+        "invalid value for `--epochs`: must be 1000000000 or less",
+        HELP.format("train"),
+    )
+]
 
 
 def test_error_texts(gz, home):
