@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,15 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.options import PROGRAMS, SHELLS, Json, meant, option, switch
 from gzcli.core import streams
-from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, choose, system_error
+from gzcli.core.errors import (
+    GzError,
+    Interrupted,
+    MissingError,
+    UsageError,
+    choose,
+    did_you_mean,
+    system_error,
+)
 from gzcli.version import __version__
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
@@ -51,6 +60,8 @@ VERBS = {
 
 # Other programs' words: of a verb as the first word, and of options anywhere.
 WORDS = {"generate": "sample", "fit": "train", "evaluate": "bench"}
+LINES = dict.fromkeys(("resume", "continue"), "gz train {} --resume")  # words for which gz has an option
+RISKY = ("remove", "prune")  # commands that delete files
 OPTIONS = {"--task": "--do", "--max-steps": "--steps"}
 
 
@@ -206,6 +217,15 @@ def as_error(problem: BaseException) -> GzError:
     return GzError(": ".join(filter(None, words)), hint=hint)
 
 
+def meant_command(word: str, context: Any) -> str | None:
+    """A hint at the command that an unknown word means: the line that does it, or a similar word."""
+    group, words = context.command, context.obj or []
+    if word in LINES and group.name != "data":
+        names = [each for each in words[words.index(word) + 1 :] if not each.startswith("-")]
+        return LINES[word].format(shlex.quote((names or ["RUN"])[0]))
+    return did_you_mean(word, group.commands, risky=RISKY)
+
+
 _PHRASES = {  # Typer's words → those of the messages about recipes, such as `must be 1 or more`
     r"'([^']*)'": r"`\1`",
     r"Input should be ": "must be ",
@@ -225,13 +245,12 @@ def _usage(problem: Any) -> GzError:
     hint."""
     context, option = getattr(problem, "ctx", None), getattr(problem, "option_name", None)
     text = problem.message if option else problem.format_message()
-    message, _, suggestion = text.partition(" Did you mean ")
-    message = message.rstrip(". ")
+    message = text.partition(" Did you mean ")[0].rstrip(". ")
     for pattern, ours in _PHRASES.items():
         message = re.sub(pattern, ours, message)
     hint = meant(option, context.command) if option and context else None
-    if commands := re.findall(r"'([^']*)'", suggestion):
-        hint = f"did you mean {' or '.join(f'`{command}`' for command in commands)}?"
+    if context and (unknown := re.match(r"No such command '([^']*)'", text)):
+        hint = meant_command(unknown[1], context)
     hint = hint or f"`{context.command_path if context else 'gz'} --help` shows its arguments and options"
     kind = MissingError if message.endswith("does not exist") else UsageError
     return kind(message[:1].lower() + message[1:], hint=hint)

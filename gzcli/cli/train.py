@@ -31,7 +31,7 @@ _MINUTES_HELP = (
 _MINUTES = option("--minutes M", _MINUTES_HELP, min=0.05)
 _Minutes = Annotated[float | None, _MINUTES]
 # words of other programs for keys of the recipe: they are understood, and the help does not show them
-_Epochs = Annotated[float | None, option("--epochs N", min=0.001, hidden=True)]
+_Epochs = Annotated[float | None, option("--epochs N", min=0.001, max=1e9, hidden=True)]
 _Batch = Annotated[int | None, option("--batch-size N", min=1, hidden=True)]
 _Rate = Annotated[float | None, option("--lr --learning-rate X", hidden=True)]
 _Size = Annotated[str | None, option("--size --resolution S", hidden=True)]

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from importlib.util import find_spec
 
 from gzcli.core.hints import Hint, Part, advice
@@ -154,13 +154,15 @@ def matching(text: str, names: Iterable[str]) -> str | None:
     return next((name for name in names if canonical(name) == canonical(text)), None)
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str | None:
-    """A hint such as `did you mean `vae`?`; None if no option resembles the name."""
+def did_you_mean(name: str, options: Iterable[str], *, risky: Container[str] = ()) -> str | None:
+    """A hint such as `did you mean `vae`?`; None if no option resembles the name. A risky option must be at
+    most a typo away."""
     by_form, form = {canonical(option).strip("_"): option for option in options}, canonical(name).strip("_")
     distances = {option: edits(form, option) for option in by_form}
+    distances = {option: n for option, n in distances.items() if n <= 1 or by_form[option] not in risky}
     near = min(distances, key=lambda option: distances[option], default=None)
     if near is None or distances[near] > len(form) / 3:
-        near = next(iter(difflib.get_close_matches(form, by_form, n=1, cutoff=0.6)), None)
+        near = next(iter(difflib.get_close_matches(form, distances, n=1, cutoff=0.6)), None)
     return f"did you mean `{by_form[near]}`?" if near else None
 
 

@@ -160,8 +160,11 @@ def percent(share: float) -> str:
 
 
 def seconds_of(budget: str) -> float:
-    """The seconds of a budget. Raises UsageError for a text that is not a duration."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
+    """The seconds of a budget. Raises UsageError for a text that is not a duration, and for none."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
     if not match:
         raise UsageError(f"`--budget {budget}` is not a time", hint=BUDGETS)
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+    if not seconds:
+        raise UsageError(f"`--budget {budget}` must be more than 0", hint=BUDGETS)
+    return seconds

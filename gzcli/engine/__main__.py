@@ -89,17 +89,15 @@ def main(folder: Path) -> int:
 @contextlib.contextmanager
 def record_status(run: Run, log: Log) -> Iterator[None]:
     """Records in `status.json` that the block is running, then how it ended."""
-    before, since = run.work, time.process_time()
+    before, since = run.status().get("work", 0.0), time.process_time()
 
     def ended() -> dict[str, float]:
         return {"ended": time.time(), "work": before + time.process_time() - since}
 
     if log.main:
-        # `seconds` and `work` are those of earlier starts. `run.seconds` would count a killed start as
-        # running still, because this process contains the run's lock.
-        seconds = run.seconds if run.status().get("ended") else run.status().get("seconds", 0.0)
+        seconds = run.seconds_at(None)  # of earlier starts
         parent = int(os.environ.get("GZ_PARENT", "0"))
-        nothing = dict.fromkeys(("ended", "error", "code", "lost", "too_large"))
+        nothing = dict.fromkeys(("saved_at", "ended", "error", "code", "lost", "too_large"))
         now = {"pid": os.getpid(), "parent": parent, "started": time.time(), "stepping": False}
         run.update(state="running", **now, **nothing, seconds=seconds, work=before, work_from=since)
     try:

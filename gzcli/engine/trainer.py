@@ -329,7 +329,7 @@ class Trainer(Updates):
             saved = checkpoint.Saved(averaged, self.part, *facts)
             checkpoint.write(folder, step, checkpoint.Checkpoint(weights, saved, train, self.machine()))
             checkpoint.prune(folder, self.train.keep or checkpoint.NEWEST)
-            self.run.update(step=step)
+            self.run.save_step(step)
             self.log.event("checkpoint", step=step)
         ranks.wait()
 

@@ -29,7 +29,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
     # step at which `train.patience` ended training, and step of the weights in use
     **dict.fromkeys(("ended_by_patience", "served"), int),
-    **dict.fromkeys(("created", "started", "ended", "process_began"), (int, float)),
+    **dict.fromkeys(("created", "started", "saved_at", "ended", "process_began"), (int, float)),
     **dict.fromkeys(("seconds", "work", "work_from", "peak_memory"), (int, float)),
     **dict.fromkeys(("recipe", "error", "lost"), dict),
 }
@@ -278,15 +278,20 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, summed over its starts except those that were killed."""
+        """Seconds of training, summed over its starts."""
+        return self.seconds_at(time.time() if self.state == "running" else None)
+
+    def seconds_at(self, now: float | None) -> float:
+        """`seconds` at a time if its last start has not ended; None: that start was killed, and counts until
+        its last checkpoint."""
         status = self.status()
-        began, ended = status.get("started"), status.get("ended")
-        ended = ended or (time.time() if began and self.state == "running" else None)
+        began, ended = status.get("started"), status.get("ended") or now or status.get("saved_at")
         return status.get("seconds", 0.0) + (max(0.0, ended - began) if began and ended else 0.0)
 
     @property
     def work(self) -> float:
-        """CPU seconds of its first process, summed over its starts except those that were killed."""
+        """CPU seconds of its first process, summed over its starts; one that was killed counts until its last
+        checkpoint."""
         status = self.status()
         running = status.get("state") == "running" and status.get("pid") == os.getpid()
         now = time.process_time() - status.get("work_from", 0.0) if running else 0.0
@@ -379,6 +384,10 @@ class Run:
         if status.get("state") == "damaged":  # a resume repairs what is left
             status = {key: status[key] for key in ("model", "data")} if "model" not in changes else {}
         files.write_json(self.status_file, status | changes)
+
+    def save_step(self, step: int) -> None:
+        """Records a checkpoint of its training, and the time until then in case the process is killed."""
+        self.update(step=step, saved_at=time.time(), work=self.work, work_from=time.process_time())
 
     def tree(self) -> dict[str, Any]:
         """The resolved recipe in `run.yaml`. Raises DamagedError if the file is missing or is not a

@@ -82,6 +82,12 @@ ERRORS = [
         "gz train cvae · gz train --data ./photos · gz list",
     ),
     ("train vae --steps many", 2, "invalid value for `--steps`: must be an integer", HELP.format("train")),
+    ("runs resume tuned --yes", 2, "no such command `resume`", "gz train tuned --resume"),
+    ("resume", 2, "no such command `resume`", "gz train RUN --resume"),
+    ("data resume mnist", 2, "no such command `resume`", HELP.format("data")),
+    ("runs rename tuned", 2, "no such command `rename`", HELP.format("runs")),
+    ("runs prove", 2, "no such command `prove`", HELP.format("runs")),
+    ("runs reomve tuned", 2, "no such command `reomve`", "did you mean `remove`?"),
     ("data lst", 2, "no such command `lst`", "did you mean `list`?"),
     ("data path mnits", 2, "there is no data set `mnits`", "did you mean `mnist`?"),
     ("data path mnist", 3, "`mnist` is not in the cache", "`gz data download mnist`"),
@@ -121,6 +127,22 @@ ERRORS += [("sample a/b.pt", 3, "`a/b.pt` does not exist", RUN)]
 ERRORS += [("sample ./README.md", 3, "`./README.md` is not a run or a weights file", RUN)]
 STRAY = ("unexpected argument `stray`", "name one model; put arguments for `accelerate launch` after `--`")
 ERRORS += [(line, 2, *STRAY) for line in ("train vae stray", "train vae stray -- --x")]
+BUDGETED = ("sweep vae --set seed=1,2", "which --data digits", "bench --train-missing --data digits")
+for budget, message in (
+    ("0s", "must be more than 0"),
+    (f"{10**400}s", "is not a time"),
+    ("-3s", "is not a time"),
+):
+    hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
+    ERRORS += [(f"{line} --budget={budget}", 2, f"`--budget {budget}` {message}", hint) for line in BUDGETED]
+ERRORS += [
+    (
+        "train vae --epochs inf",
+        2,
+        "invalid value for `--epochs`: must be 1000000000 or less",
+        HELP.format("train"),
+    )
+]
 
 
 def test_error_texts(gz, home):

@@ -1,6 +1,8 @@
 """Verbs in several processes, which are threads here: each does its share, the result is that of one."""
 
+import os
 import shutil
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -199,11 +201,29 @@ def test_what_a_rank_records(tmp_path):
             raise error
     assert run.status()["error"]["message"] == "no weights" and run.status()["code"] == 3
     hour = time.time() - 3600
-    for ended, earlier in ((None, 5.0), (hour + 60, 65.0)):
-        run.update(state="running", started=hour, ended=ended, seconds=5.0, work=3.0)
+    for saved_at, ended, earlier in ((None, None, 5.0), (hour + 60, None, 65.0), (hour, hour + 60, 65.0)):
+        before = {"saved_at": saved_at, "ended": ended, "pid": os.getpid(), "work_from": -99.0}
+        run.update(state="running", started=hour, seconds=5.0, work=3.0, **before)
         with files.lock(run.lock), record_status(run, Log(tmp_path)):
             assert run.state == "running"
         assert earlier <= run.seconds < earlier + 10 and 3.0 <= run.work < 13
+
+
+def test_a_killed_start_counts_until_its_last_checkpoint(tmp_path):
+    run = Run(tmp_path)
+    if (pid := os.fork()) == 0:
+        with record_status(run, Log(tmp_path)):
+            while time.process_time() < 0.2:
+                pass
+            run.save_step(3)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (run.state, run.status()["step"]) == ("killed", 3)
+    seconds, work = run.seconds, run.work
+    assert min(seconds, work) > 0.1
+    with record_status(run, Log(tmp_path)):
+        run.save_step(4)
+    assert seconds < run.seconds < seconds + 5 and work < run.work < work + 5
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

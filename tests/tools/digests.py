@@ -16,7 +16,18 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 # keys of JSON, and columns of CSV, whose values are times, processes, memory, or of the machine
-TIMES = {"created", "started", "ended", "seconds", "work", "it_s", "images_s", "samples_per_s"}
+TIMES = {
+    "created",
+    "started",
+    "saved_at",
+    "ended",
+    "seconds",
+    "work",
+    "work_from",
+    "it_s",
+    "images_s",
+    "samples_per_s",
+}
 MACHINE = {"pid", "parent", "peak_memory", "versions", "packages", "python", "platform", "git", "gz", "torch"}
 VARYING = TIMES | MACHINE | {"bytes", "fingerprint"}  # of files that hold times, of where pictures lie
 UNIT = r"(?:ms|s|seconds?|minutes?|hours?|days?|weeks?|years?|it/s|images/s)"
