@@ -83,7 +83,7 @@ $(VENV)/.documented: pyproject.toml | $(BIN)/python
 docs: $(VENV)/.documented  ## The manual as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python .ci/site.py site
 
-measured: $(VENV)/.tested  ## Values on the pages: make measured LEAGUE="FOLDER…", of `gz bench --train-missing`
+measured: $(VENV)/.tested  ## Values on the pages: make measured LEAGUE="FOLDER…", of `gz league`
 	$(BIN)/python tests/tools/measure.py league $(LEAGUE)
 
 screens: $(VENV)/.tested  ## Terminal screenshots for the pages; trains two models

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gzcli.api.scoring import alarm, ood
     from gzcli.core.errors import DeviceError, DivergedError, GzError, MissingError, UsageError
     from gzcli.core.types import Batch, DataInfo, Noise, Progress
-    from gzcli.league.call import sweep
+    from gzcli.league.call import sweep, which
     from gzcli.models.base import Model, Phase
 
 # name → its module, and its name there if it differs
@@ -36,7 +36,7 @@ _PLACES = {
     **dict.fromkeys(
         ("DeviceError", "DivergedError", "GzError", "MissingError", "UsageError"), "gzcli.core.errors"
     ),
-    "sweep": "gzcli.league.call",
+    **dict.fromkeys(("sweep", "which"), "gzcli.league.call"),
     **dict.fromkeys(("Batch", "DataInfo", "Noise", "Progress"), "gzcli.core.types"),
     **dict.fromkeys(("Model", "Phase"), "gzcli.models.base"),
     "Run": "gzcli.api:LoadedRun",
@@ -70,6 +70,7 @@ __all__ = [
     "runs",
     "sweep",
     "train",
+    "which",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,13 @@ from gzcli.data.readers.memory import reference_of
 from gzcli.data.sets.registry import locate
 from gzcli.engine.log import Log
 from gzcli.judge import bench as judge
-from gzcli.launch.contestants import find_contestants
+from gzcli.launch import comparing
 from gzcli.launch.jobs import do_job
-from gzcli.metrics.metric import weights_of
 from gzcli.store import claims
-from gzcli.store.jobs import BenchJob, Job
+from gzcli.store.jobs import Job
 from gzcli.store.paths import user_dir
+
+Split = Literal["test", "val", "train", "all"]  # of the real images
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,18 @@ class BenchResult:
 def bench(
     *contestants: Any,
     data: Any = None,
+    split: Split = "test",
     metrics: Iterable[str] = (),
-    n: int = 2000,
-    split: Literal["test", "train", "all"] = "test",
-    seed: int = 0,
+    n: int | None = None,
+    weights: str | Path | None = None,
+    real_stats: str | Path | None = None,
+    export_stats: str | Path | None = None,
+    checkpoint: str = "last",
     gpus: int | None = None,
     cpu: bool = False,
+    processes: int | None = None,
+    precision: str | None = None,
+    seed: int = 0,
     quiet: bool = False,
 ) -> BenchResult:
     """Compares trained models and other sets of images with real images, as `gz bench` does.
@@ -81,30 +88,42 @@ def bench(
     contestants: models, ids, aliases or folders of runs; a folder, zip, tar or npz of images, or images in
       memory. None: every model that has a finished run on the data set.
     data: name or path of the set of real images, or images in memory. None: the set of the first run.
-    metrics: names of metrics; (): those that need no weights of Inception.
-    n: number of samples of each model, and maximum number of other images.
     split: split of the real images.
-    seed: seed of the noise.
+    metrics: names of metrics; (): those that need no weights of Inception.
+    n: number of samples of each model, and maximum number of other images and of likelihoods. None: 2,000,
+      and as many likelihoods as the recipe's budget allows.
+    weights: file with Inception weights; None: the one in the cache.
+    real_stats: file with `mu` and `sigma` of real images for the Fréchet distance, as of pytorch-fid.
+    export_stats: file to which `mu` and `sigma` of the real images are written.
+    checkpoint: "last", "best", or a step.
     gpus: number of GPUs; None: one, if there is one.
     cpu: whether to use the CPU even if there are GPUs.
+    processes: number of CPU processes, with `cpu`.
+    precision: numeric precision of the samples; None: that of the training.
+    seed: seed of the noise.
     quiet: whether to print nothing.
 
     Raises UsageError for an unknown name, MissingError if there is no such run.
     """
     words, real = [str(reference_of(word)) for word in contestants], reference_of(data)
-    data_set, runs, images = find_contestants(words, None if real is None else str(real))
-    paths, names = tuple(str(run.path) for run, _ in runs), tuple(metrics)
-    for network in weights_of(names):
+    job = comparing.job_of(
+        n,
+        data="" if real is None else str(real),
+        split=split,
+        metrics=metrics,
+        weights=weights,
+        real_stats=real_stats,
+        export_stats=export_stats,
+        checkpoint=checkpoint,
+        launch=LaunchSection(gpus, cpu, processes),
+        precision=precision,
+        seed=seed,
+    )
+    request = comparing.ask(words, job)
+    for network in request.weights:
         fetch_weights(network)
-    facts: dict[str, Any] = {
-        "launch": LaunchSection(gpus, cpu),
-        "seed": seed,
-        "split": split,
-        "checkpoint": "last",
-    }
-    job = BenchJob(paths, data_set.reference, names or None, n, images=tuple(images), **facts)
-    folder = claims.new_folder(user_dir("bench"), data_set.key)
-    return _bench_result(done(folder, job, quiet), folder)
+    folder = request.new_folder()
+    return _bench_result(done(folder, request.job, quiet), folder)
 
 
 def _bench_result(result: Mapping[str, Any], folder: Path) -> BenchResult:
@@ -120,7 +139,7 @@ def compare(
     *,
     metrics: Iterable[str] = (),
     n: int = 10_000,
-    split: Literal["test", "train", "all"] = "all",
+    split: Split = "all",
     seed: int = 0,
 ) -> BenchResult:
     """Compares images with real ones, in this process and without a run. The metrics are in `result.metrics`,
@@ -136,14 +155,12 @@ def compare(
 
     Raises UsageError for fewer than 50 images and for an unknown metric.
     """
-    names, reference = tuple(metrics), locate(reference_of(real)).reference
-    for network in weights_of(names):
+    reference, shown = locate(reference_of(real)).reference, str(reference_of(images))
+    job = comparing.job_of(n, data=reference, split=split, metrics=metrics, checkpoint="last", seed=seed)
+    for network in comparing.downloads(job):
         fetch_weights(network)
-    facts: dict[str, Any] = {"seed": seed, "split": split, "checkpoint": "last"}
-    shown = str(reference_of(images))
-    job = BenchJob((), reference, names or None, n, images=(shown,), **facts)
     folder = claims.new_folder(user_dir("bench"), locate(reference).key)
-    result = judge.run(job, folder, pick_device(LaunchSection()), Log(mode="quiet"))
+    result = judge.run(replace(job, images=(shown,)), folder, pick_device(LaunchSection()), Log(mode="quiet"))
     return _bench_result(result, folder)
 
 

@@ -21,7 +21,7 @@ from gzcli.version import __version__
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
 _MODELS, _STORE = "Models", "Recipes, runs, data"
 
-WITH = {"show": "list", "sweep": "train", "which": "bench"}  # verbs in the module of another one
+WITH = {"show": "list"}  # verbs in the module of another one
 # Verb → its help panel, and its line there. The module of the same name in this package, or that of `WITH`,
 # holds `app`, a group of commands, or a function of the verb's name.
 VERBS = {
@@ -32,6 +32,7 @@ VERBS = {
         "Score data sets or single images for out-of-distribution detection.",
     ),
     "bench": (_MODELS, "Compare models, or images from elsewhere, with real images."),
+    "league": (_MODELS, "Train models for equal times on a data set, and rank them."),
     "sweep": (_MODELS, "Tune a model's settings within a time budget, by validation."),
     "which": (_MODELS, "Find the model that suits a data set, by racing models on it."),
     "report": (

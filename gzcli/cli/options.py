@@ -232,6 +232,7 @@ Open = Annotated[bool, option("--open", "Also open the image in the default view
 _COLUMNS_HELP = "Columns of the report's table to cite, such as `fd,recall,bpd,seconds`."
 Columns = Annotated[str | None, option("--columns C[,C…]", _COLUMNS_HELP, panel=OUTPUT)]
 Yes = Annotated[bool, option("--yes -y", "Do not ask for confirmation.")]
+JOBS_HELP = "Number of parallel trainings, each on a core or GPU."
 DryRun = Annotated[
     bool, option("--dry-run", "Print what would be done and how long it would take, and stop.")
 ]

@@ -19,7 +19,8 @@ from gzcli.core.errors import GzError, UsageError
 from gzcli.core.sections import additions, leaves
 from gzcli.core.units import about, count, counted, short, sides, size
 from gzcli.launch import forecast
-from gzcli.launch.forecast import DataFacts, Forecast, h100_seconds, together
+from gzcli.launch.cost import Cost, together
+from gzcli.launch.forecast import DataFacts, Forecast, h100_seconds
 from gzcli.launch.launcher import Plan, show, usable_gpus
 from gzcli.launch.plan import Request, Start, check_batches, previous_words, shared_out
 from gzcli.recipe.recipe import Recipe, recipe_of
@@ -245,6 +246,25 @@ def calls_of(run: Run) -> float | None:
                 if isinstance(row, dict) and row.get("run") == run.id and row.get("calls"):
                     return float(row["calls"])
     return None
+
+
+def show_sampling(
+    rows: Sequence[tuple[Run, int | None, Cost]], further: Sequence[str], evaluation: Cost, **facts: Any
+) -> None:
+    """Prints the cost of sampling runs, further lines, and the total with the cost of an evaluation. rows: a
+    run, the number of its images (None: one for each input image) and the cost of one. The JSON also has the
+    facts."""
+    for run, n, cost in rows:
+        images = counted(n, "image") if n else "one image per input image"
+        for line in out.fitted(f"{run.id}: {images}, {cost.of_samples(n)}"):
+            out.text(line)
+    seconds = together([cost.seconds(n) if n else None for _, n, cost in rows])
+    for text in further:
+        out.text(text)
+    if seconds and (evaluation.fixed or len(rows) > 1):
+        out.text(f"total: about {about(seconds + (evaluation.fixed or 0.0))}")
+    values = [{"run": run.id, "n": n, "seconds": cost.each, "calls": cost.calls} for run, n, cost in rows]
+    out.data({"rows": values, "seconds": seconds, **facts})
 
 
 def show_drawing(

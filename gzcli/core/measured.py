@@ -1,5 +1,5 @@
 """The measurements that are shipped: leagues, and the validation curves of their runs, by set and scale.
-`docs/measured/<set>/<scale>/` contains `league.csv` and `summary.csv` of `gz bench --train-missing`,
+`docs/measured/<set>/<scale>/` contains `league.csv` and `summary.csv` of `gz league`,
 `about.json` on how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`. In
 `docs/measured/<set>`, `peers.csv` contains the results of other packages' models, and `ood.csv` how well
 models of the set detect foreign images. `docs/measured/costs.csv` contains the cost of trainings, and

@@ -65,6 +65,7 @@ MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), with p(y) f
 # suffixes of a judge's name in the provenance → facts of the judge
 JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
 VERSION = 2  # version of the floors in the cache
+Remark = tuple[object, str]  # what it depends on, true or not, and its sentence
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
@@ -484,52 +485,60 @@ class Judge:
         self, contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], floors: Sequence[Floor]
     ) -> list[str]:
         """Notes on metrics that could be misread."""
-        lines, names = [], {metric.name for metric in self.metrics}
-        sizes = list(dict.fromkeys(floor.n for floor in floors))
-        lines += omitted(self.job.metrics, self.pack.meta, self.job.split)
         install = "" if "lite" in self.spaces else "; for others, install `gzcli[features]`"
-        for name in [name for name in self.judges if name not in self.living]:
-            lines.append(f"{self.judges[name].is_dead(name)}: its metrics are omitted{install}")
-        for n in sizes:
-            if biased := self.biased(n):
-                reason = "with fewer images than twice the features, a raw Fréchet distance depends more on n"
-                remedy = "than on quality; use `kid…` or `…_pca`"
-                lines.append(f"`{'~`, `'.join(biased)}~`: {reason} {remedy}")
-            elif n < SMALL and "fid" in names:
-                lines.append(
-                    f"FID of {n} images is biased upwards: compare it only at the same n, or use `kid`"
-                )
+        dead = [judge.is_dead(name) for name, judge in self.judges.items() if name not in self.living]
+        sizes = list(dict.fromkeys(floor.n for floor in floors))
         binary = any(entry.trained and entry.trained.images.levels == 2 for entry in contestants)
+        lines = omitted(self.job.metrics, self.pack.meta, self.job.split)
+        lines += [f"{judge}: its metrics are omitted{install}" for judge in dead]
+        lines += [text for n in sizes for when, text in self.remarks_on_size(n) if when]
         lines += treatment({self.pack.meta.reference: self.pack}, 2 if binary else None, but=MEANS)
         lines += [note for entry in contestants for note in entry.notes]
-        if len(sizes) > 1:
-            counts = ", ".join(f"{n:,}" for n in sizes)
-            lines.append(
-                f"the contestants have {counts} images: compare each with the floor for the same number"
-            )
-        figures = [(row["name"], name, value) for row in rows for name, value in row["metrics"].items()]
-        if bad := [f"`{name}` of `{title}`" for title, name, value in figures if not np.isfinite(value)]:
-            lines.append(f"not finite, so not ranked: {', '.join(bad)}")
-        values = {name: value for _, name, value in figures if value < 0}
-        if below := [name for name in values if column_of(name).signed]:
-            lines.append(
-                f"`{'`, `'.join(below)}` below 0: the samples cannot be distinguished from real images"
-            )
-        if self.stats and self.stats_facts:
-            name, file = self.stats[0].name, self.stats_facts["file"]
-            lines.append(f"`{name}` is the distance to the mean and covariance in `{file}`")
-        for n, images in dict.fromkeys((floor.n, floor.images) for floor in floors):
-            if images < n:
-                lines.append(
-                    f"the floor for {n:,} samples uses only {images:,} real images, because there are no more"
-                )
-        unlabelled = [entry.name for entry in contestants if entry.images.labels is None]
-        if unlabelled and "worth" in names:
-            lines.append(f"`worth` needs labels and is omitted for `{'`, `'.join(unlabelled)}`")
-        likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
-        for key, line in (("given_labels", GIVEN_LABELS), ("marginal", MARGINAL)):
-            lines += [line] if any(likelihood[key] for likelihood in likelihoods) else []
+        lines += [text for when, text in self.remarks_on_values(rows, sizes) if when]
+        lines += [text for when, text in self.remarks_on_images(contestants, rows, floors) if when]
         return list(dict.fromkeys(lines))
+
+    def remarks_on_size(self, n: int) -> list[Remark]:
+        """Remarks on contestants with n images."""
+        biased = self.biased(n)
+        reason = "with fewer images than twice the features, a raw Fréchet distance depends more on n than on"
+        fid = not biased and n < SMALL and "fid" in {metric.name for metric in self.metrics}
+        return [
+            (biased, f"`{'~`, `'.join(biased)}~`: {reason} quality; use `kid…` or `…_pca`"),
+            (fid, f"FID of {n} images is biased upwards: compare it only at the same n, or use `kid`"),
+        ]
+
+    def remarks_on_values(self, rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> list[Remark]:
+        counts = ", ".join(f"{n:,}" for n in sizes)
+        values = [(row["name"], name, value) for row in rows for name, value in row["metrics"].items()]
+        infinite = [f"`{name}` of `{title}`" for title, name, value in values if not np.isfinite(value)]
+        negative = dict.fromkeys(name for _, name, value in values if value < 0)
+        below = [name for name in negative if column_of(name).signed]
+        several = f"the contestants have {counts} images: compare each with the floor for the same number"
+        zero = f"`{'`, `'.join(below)}` below 0: the samples cannot be distinguished from real images"
+        return [
+            (len(sizes) > 1, several),
+            (infinite, f"not finite, so not ranked: {', '.join(infinite)}"),
+            (below, zero),
+        ]
+
+    def remarks_on_images(
+        self, contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], floors: Sequence[Floor]
+    ) -> list[Remark]:
+        file = (self.stats_facts or {}).get("file")
+        distance = f"`{self.stats[0].name}`" if self.stats else ""
+        unlabelled = [entry.name for entry in contestants if entry.images.labels is None]
+        worth = unlabelled and any(metric.name == "worth" for metric in self.metrics)
+        likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
+        few = "real images, because there are no more"
+        pairs = dict.fromkeys((floor.n, floor.images) for floor in floors)
+        return [
+            (file, f"{distance} is the distance to the mean and covariance in `{file}`"),
+            *((m < n, f"the floor for {n:,} samples uses only {m:,} {few}") for n, m in pairs),
+            (worth, f"`worth` needs labels and is omitted for `{'`, `'.join(unlabelled)}`"),
+            (any(each["given_labels"] for each in likelihoods), GIVEN_LABELS),
+            (any(each["marginal"] for each in likelihoods), MARGINAL),
+        ]
 
     def provenance(self, processes: int) -> dict[str, Any]:
         meta, job, floors = self.pack.meta, self.job, list(self.floors.values())

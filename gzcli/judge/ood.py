@@ -246,36 +246,33 @@ def notes(
     benchmark: Benchmark | None,
     job: OodJob,
 ) -> list[str]:
-    lines = []
-    if job.others:
-        lines.append(
-            f"metrics of an ensemble of {len(job.others) + 1} runs: `waic` is the mean of −log p plus "
-            "its variance over the runs; other scores are means of standardised scores"
-        )
-    if job.seeds > 1:
-        lines.append(
-            f"metrics are means over {job.seeds} seeds of the noise, ± one standard deviation; "
-            "`scores.csv` has a column for each seed, and the histograms show the first"
-        )
-    lines += convention(benchmark, packs, job.imglists)
-    if any(row["score"] in ("png", "mean") and row["auroc"] < 0.5 for row in results):
-        lines.append(
-            "`png` and `mean` can differ in either direction: an AUROC of .1 is as good as one of .9"
-        )
-    lines += treatment(packs, levels, but="the baselines use the images before binarization")
+    """Notes on metrics that could be misread."""
+    ensemble = f"metrics of an ensemble of {len(job.others) + 1} runs: `waic` is the mean of −log p plus "
+    ensemble += "its variance over the runs; other scores are means of standardised scores"
+    several = f"metrics are means over {job.seeds} seeds of the noise, ± one standard deviation; "
+    several += "`scores.csv` has a column for each seed, and the histograms show the first"
+    sign = "`png` and `mean` can differ in either direction: an AUROC of .1 is as good as one of .9"
+    below = {(row["score"], row["out"]) for row in results if row["auroc"] < 0.5}
+    outs = {row["out"]: row["n_out"] for row in results}
+    smaller = {out for score, out in below if score == "png"}  # the files of its images are
+    failed = sorted(smaller & {out for score, out in below if score in PLAIN})
+    simple = "likelihood fails on foreign images that are simpler than the training set, here on "
+    simple += f"{', '.join(f'`{out}`' for out in failed)}; `complexity` or `ratio` correct for that"
     totals = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
-    for row in {row["out"]: row for row in results if row["out"] in totals}.values():
-        if row["n_out"] < (total := totals[row["out"]]):
-            of = f"of the {total:,} images of `{row['out']}`"
-            lines.append(f"{row['n_out']:,} {of} were scored; use `--full` to score all")
-    low = [row for row in results if row["auroc"] < 0.5]
-    simpler = {row["out"] for row in low if row["score"] == "png"}  # their files are smaller
-    if failed := simpler & {row["out"] for row in low if row["score"] in PLAIN}:
-        lines.append(
-            "likelihood fails on foreign images that are simpler than the training set, here on "
-            f"{', '.join(f'`{out}`' for out in sorted(failed))}; `complexity` or `ratio` correct for that"
-        )
-    return [*lines, *(line for out in packs for line in beside_baselines(results, out))]
+    return [
+        *[ensemble] * bool(job.others),
+        *[several] * (job.seeds > 1),
+        *convention(benchmark, packs, job.imglists),
+        *[sign] * any(score in ("png", "mean") for score, _ in below),
+        *treatment(packs, levels, but="the baselines use the images before binarization"),
+        *(
+            f"{n:,} of the {totals[out]:,} images of `{out}` were scored; use `--full` to score all"
+            for out, n in outs.items()
+            if n < totals.get(out, 0)
+        ),
+        *[simple] * bool(failed),
+        *(line for out in packs for line in beside_baselines(results, out)),
+    ]
 
 
 def beside_baselines(results: list[dict[str, Any]], out: str) -> list[str]:

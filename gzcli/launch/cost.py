@@ -49,7 +49,7 @@ class Cost:
 
     fixed: float | None = 0.0
     each: float | None = 0.0
-    calls: float | None = 0.0
+    calls: float | None = 0  # not 0.0, so that a whole number stays one
     why: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -107,6 +107,7 @@ class Cost:
         return [f"about {about(seconds)} {why}" for why, seconds in self.why.items() if seconds]
 
 
+START = Cost.once(START_UP, OF_EVALUATION)
 UNKNOWN = Cost(None, None, None)
 UNKNOWN_IMAGE = Cost(0.0, None, None)  # the cost of an image of an unknown model
 

@@ -53,11 +53,6 @@ PAUSING: tuple[str, ...] = ("log_every", "sample_every", "samples", "eval_every"
 PAUSING += ("checkpoint_every", "keep", "best")
 STARTING = ("init", "parent")
 
-JUDGED = 5.4e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
-INTERVALS = 600  # images that take as long to compare as the part of an evaluation that is independent of n
-CHECKED = 5e-2  # seconds to fit a method without training to an image, or to check one, on such a core
-STARTING_UP = 10.0  # seconds of a call besides its images, such as for loading torch in each process
-JUDGES_TRAINED = "to train judge networks of the data set"
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # keys of a part's result
 DRAWING = ("model", "data", "sample")  # sections of a recipe that affect the time of an image
 SCORING = ("model", "data", "ood")  # and of its scores
@@ -336,24 +331,6 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The seconds and network calls that the scores of an image take on this machine, and the seconds for an
-    image to which they are fitted. None if unknown."""
-
-    each: float | None = None
-    calls: float | None = None
-    fit: float | None = None  # for a held-out image
-    fit_train: float | None = None  # for a training image
-    of_map: float | None = None  # for a map of the score `local`
-
-    def fitting(self, held_out: int, train: int, maps: int) -> float | None:
-        """The seconds to fit the scores to these numbers of images and maps."""
-        if self.fit is None or self.fit_train is None or self.of_map is None:
-            return None
-        return held_out * self.fit + train * self.fit_train + maps * self.of_map
-
-
-@dataclass(frozen=True)
 class Drawer:
     """A model whose images, or their scores, are timed untrained."""
 
@@ -448,13 +425,6 @@ def score_cost(
     return Cost.once(seconds, TO_FIT) + Cost(0.0, each, calls)
 
 
-def scored(drawer: Drawer, names: Sequence[str], measure: Measure) -> Scored:
-    """The time that these scores of a model's images take on this machine."""
-    row = drawer.score_row(names)
-    measure_rows([drawer], [row], measure)
-    return Scored(*(row["result"].get(name) for name in SCORE_COSTS))
-
-
 def measure_rows(drawers: Sequence[Drawer], rows: Sequence[dict[str, Any]], measure: Measure) -> None:
     """Measures the rows of drawers that are not in the cache."""
     unknown: dict[str, list[tuple[Drawer, dict[str, Any]]]] = {}
@@ -465,50 +435,6 @@ def measure_rows(drawers: Sequence[Drawer], rows: Sequence[dict[str, Any]], meas
         one = pairs[0][0]
         launch = LaunchSection(gpus=1 if one.plan.gpus else None, cpu=not one.plan.gpus)
         fill([row for _, row in pairs], one.shape or {}, replace(launch, threads=one.plan.threads), measure)
-
-
-def judging(n: int, gpus: int) -> float:
-    """The seconds to compare n images of a contestant with real ones, without likelihoods. They come from the
-    last bench on this machine, otherwise from a core of 90 GFLOP/s."""
-    return (n + INTERVALS) * noted("judged", gpus, JUDGED)
-
-
-def note_judging(result: Mapping[str, Any], gpus: int) -> None:
-    """Stores the values that `judging` needs from the result of a bench."""
-    each = [
-        (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / (row["n"] + INTERVALS)
-        for row in result["rows"]
-        if row.get("seconds") and row["metrics"].get("samples_per_s") and "likelihood" not in row
-    ]
-    if each:
-        note("judged", gpus, max(0.0, *each))
-
-
-def checking(n: int, method: str) -> float:
-    """The seconds for an alarm by a method without training, with n good and checked images in total. They
-    come from its last alarm on this machine, otherwise from a core of 90 GFLOP/s."""
-    return n * noted(f"checked-{method}", 0, CHECKED)
-
-
-def note_checking(result: Mapping[str, Any]) -> None:
-    """Stores the values that `checking` needs from the result of an alarm."""
-    if n := result["compared"]["n"] + len(result["files"]):
-        note(f"checked-{result['method']}", 0, result["seconds"] / n)
-
-
-def noted(what: str, gpus: int, usual: float) -> float:
-    """The seconds of an image that `note` has stored on this machine, or the usual ones."""
-    seconds = files.whole_object(noted_file(what, gpus)).get("seconds")
-    return seconds if isinstance(seconds, float) else usual
-
-
-def note(what: str, gpus: int, seconds: float) -> None:
-    files.write_json(noted_file(what, gpus), {"seconds": seconds})
-
-
-def noted_file(what: str, gpus: int) -> Path:
-    name = gpu_name() if gpus else cpu_name()
-    return cache_dir("costs", f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gzcli.core.errors import GzError
 from gzcli.core.types import Say, silent
-from gzcli.launch import forecast, launcher
+from gzcli.launch import cost, launcher
 from gzcli.store import claims, jobs
 from gzcli.store.jobs import AlarmJob, BenchJob, Job
 from gzcli.store.paths import user_dir
@@ -37,7 +37,7 @@ def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -
         raise
     result = jobs.result_of(folder, job.verb)
     if isinstance(job, BenchJob):
-        forecast.note_judging(result, plan.gpus)
+        cost.note_evaluation(result, plan.gpus)
     if isinstance(job, AlarmJob) and job.method and job.verb == "alarm":
-        forecast.note_checking(result)
+        cost.note_checking(result)
     return result

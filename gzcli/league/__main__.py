@@ -12,7 +12,7 @@ from gzcli.core import streams
 from gzcli.core.errors import GzError, first_line, system_error
 from gzcli.launch.launcher import end_with_parent
 from gzcli.league.league import Terms
-from gzcli.league.loop import play_one
+from gzcli.league.loop import run_entry
 from gzcli.store.run_folder import Run
 
 
@@ -21,7 +21,7 @@ def main(folder: Path) -> int:
     end_with_parent()
     error = None
     try:
-        play_one(Terms.read(folder), say)
+        run_entry(Terms.read(folder), say)
     except Exception as problem:
         text = f"{type(problem).__name__}: {first_line(problem)}"
         error = problem if isinstance(problem, GzError) else system_error(problem) or GzError(text)

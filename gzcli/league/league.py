@@ -8,22 +8,25 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import DamagedError, UsageError
+from gzcli.core.errors import DamagedError, UsageError, choose
 from gzcli.core.sections import LaunchSection, tuples
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.launch import forecast, launcher
+from gzcli.core.units import BUDGETS, seconds_of
+from gzcli.data.sets.registry import locate
+from gzcli.launch import comparing, forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Request
 from gzcli.launch.slurm import CORES_OF_A_PROCESS
 from gzcli.league.training import Training, digest
+from gzcli.metrics.selection import choose as choose_metrics
 from gzcli.models import catalog
 from gzcli.store import files, jobs
 from gzcli.store.jobs import BenchJob
@@ -34,6 +37,8 @@ from gzcli.store.runs import Run
 STEPS = (1, 2, 4, 8, 16, 32)  # numbers of network calls, for the curve of quality over them
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # shares of the training, for the curve of quality over time
 CHECKPOINTS = 100  # checkpoints kept for that curve, instead of the trainer's ten
+CALLS = 20  # network calls per image at which samplers are also compared
+SAMPLES = 10_000  # of each run
 SHORTEST = 3.0  # least seconds, as for `gz train --minutes`
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -102,6 +107,58 @@ class Entry(Training):
         words = ["gz", "train", self.request.what, "--seed", str(self.seed)]
         words += ["--data", self.request.data] if self.request.data else []
         return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
+
+
+def ask(
+    models: Iterable[str] | None,
+    budget: str | None,
+    job: BenchJob,
+    *,
+    seeds: int = 1,
+    calls: int = CALLS,
+    curves: Iterable[str] = (),
+    at_once: int | None = None,
+) -> Terms:
+    """The terms of a league. Raises UsageError without a data set or a budget that suffices.
+
+    models: names of models, or paths of recipes; none, or `all`, are all that fit the data set.
+    budget: the time of each training, such as `8m`, `1.5h` or `90s`.
+    job: the job that judges a run, with the data set and the first seed.
+    seeds: trainings of each model.
+    at_once: number of parallel trainings, each on one core or GPU; None: one at a time, on all of them.
+    """
+    job = replace(job, launch=beside_others(job.launch)) if at_once else job
+    if not job.data:
+        hint = f"gz league --budget {budget or '8m'} --data mnist"
+        raise UsageError("a league needs `--data`, the data set to train on", hint=hint)
+    if budget is None:
+        raise UsageError("a league needs `--budget`, the training time per model", hint=BUDGETS)
+    seconds = seconds_of(budget)
+    if seconds < SHORTEST:
+        raise UsageError(f"`--budget {budget}` is too short to train a model", hint=BUDGETS)
+    job = replace(job, data=locate(job.data).reference)
+    axes = tuple(choose("curve", name, ("steps", "time")) for name in curves)
+    names = tuple(dict.fromkeys(models or ()))
+    numbers = tuple(range(job.seed, job.seed + seeds))
+    return Terms(job.data, seconds, None if names in ((), ("all",)) else names, numbers, job, calls, axes)
+
+
+def columns_of(terms: Terms) -> list[str]:
+    """The metrics that the models of a league may have."""
+    cards: Iterable[catalog.ModelCard] = catalog.cards().values()
+    if terms.models is not None:
+        recipes = (planning.ask(name, terms.data, (), {}).recipe for name in terms.models)
+        cards = [catalog.card(recipe.parts[-1].model) for recipe in recipes]
+    return comparing.columns_of(terms.job, cards)
+
+
+def tasks_of(terms: Terms) -> list[str]:
+    """The keys of the entries of a league whose data set need not be here. Raises UsageError for a model or a
+    metric that does not exist."""
+    for model in terms.models or ():
+        planning.ask(model, terms.data, (), {})
+    choose_metrics(terms.job.metrics, locate(terms.data), terms.job.split)
+    return [f"{model}:{seed}" for seed in terms.seeds for model in terms.models or recipe_names()]
 
 
 def entries_of(

@@ -68,7 +68,7 @@ class League:
         return f"{entry.model} seed {entry.seed}" if len(self.terms.seeds) > 1 else entry.model
 
 
-def hold(
+def run_league(
     league: League,
     *,
     at_once: int | None = None,
@@ -95,7 +95,7 @@ def hold(
         left = [entry for entry in league.entries if not ((run := entry.run()) and run.state == "finished")]
         train_judges((entry.recipe.parts[0] for entry in left), say, terms.job.metrics)
         with signals.noted() as heard:
-            result, failed = play(league, turns(league, at_once, heard, say, mode), heard, say)
+            result, failed = run_entries(league, begun(league, at_once, heard, say, mode), heard, say)
         if late := [row for row in result["summary"] if row["late"]]:
             longest = max(row["train_seconds"] for row in late)
             result["notes"].append(
@@ -116,11 +116,12 @@ def hold(
 
 # ---------------------------------------------------------------------------- training and judging
 
-Turn = tuple[int, float, GzError | None]  # an entry, when its turn began, and what failed in its process
+# an entry's position, the time when it began, and what failed in its process
+Begun = tuple[int, float, GzError | None]
 
 
-def play(
-    league: League, order: Iterator[Turn], heard: Sequence[int], say: Say
+def run_entries(
+    league: League, order: Iterator[Begun], heard: Sequence[int], say: Say
 ) -> tuple[dict[str, Any], list[GzError]]:
     """Trains and judges the entries one by one, and writes the tables after each. Returns the JSON and the
     errors of rows."""
@@ -153,7 +154,7 @@ def play(
     return result, errors
 
 
-def turns(league: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Turn]:
+def begun(league: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Begun]:
     """Yields the entries one by one; after a signal, none begins. With `at_once`, that many at a time are
     trained and judged in parallel processes before they are yielded. Entries with nothing left to do are
     yielded directly."""
@@ -179,7 +180,7 @@ def turns(league: League, at_once: int | None, heard: Sequence[int], say: Say, m
             yield i, since, problem
 
 
-def play_one(terms: Terms, say: Say) -> None:
+def run_entry(terms: Terms, say: Say) -> None:
     """Trains and judges an entry, for a league that another process runs now or later."""
     with signals.noted() as heard:
         (entry,), _ = entries_of(terms, say=say)

@@ -22,6 +22,7 @@ from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.data.packs.open import facts_of, pack_options, peek
 from gzcli.data.sets.registry import locate
+from gzcli.launch.cost import Cost, judge_networks
 from gzcli.launch.plan import Request, ask, trained
 from gzcli.league.league import SHORTEST, least_budget
 from gzcli.league.loop import Point, draw_curves
@@ -301,7 +302,7 @@ def write(sweep: Sweep, path: Path, records: Iterable[Record]) -> None:
 # ---------------------------------------------------------------------------- the trainings
 
 
-def play(sweep: Sweep, say: Say = silent) -> SweepResult:
+def run_sweep(sweep: Sweep, say: Say = silent) -> SweepResult:
     """Trains the trials. A trial that diverges or fails does not stop the others. Raises the error of the
     first trial if none has a value, and MissingError for a fault that affects all trials, such as a full
     disk."""
@@ -348,17 +349,16 @@ def train_judge(sweep: Sweep, say: Say) -> None:
         train_judges([part], say)
 
 
-def judging(sweep: Sweep) -> float:
-    """The seconds in which `train_judge` trains a judge."""
+def judge_cost(sweep: Sweep) -> Cost:
+    """The cost of `train_judge`."""
     if not (part := judged_part(sweep)):
-        return 0.0
+        return Cost()
     data = part.data
     data_set = locate(data.name)
     facts = facts_of(data_set, size=data.size, channels=data.channels)
     if facts and networks.published_judges(facts) and part.train.best != "fd":
-        return 0.0
-    pack = peek(data_set, **pack_options(data))
-    return networks.TRAINING * len(networks.untrained(("fd",), data_set, pack))
+        return Cost()
+    return judge_networks(("fd",), data_set, peek(data_set, **pack_options(data)))
 
 
 def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:

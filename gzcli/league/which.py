@@ -11,28 +11,30 @@ interrupted race.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from typing import Any
 
 from gzcli.core import measured
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, choose
+from gzcli.core.sections import LaunchSection
 from gzcli.core.types import Say, silent
-from gzcli.core.units import duration
+from gzcli.core.units import duration, seconds_of
 from gzcli.data.packs.facts import Facts
 from gzcli.data.packs.open import facts_of, peek
 from gzcli.data.sets.registry import locate
-from gzcli.launch import forecast, launcher
+from gzcli.launch import cost, launcher
 from gzcli.launch import plan as planning
-from gzcli.league.league import EXTRA, SHORTEST, Terms, least_budget
-from gzcli.league.loop import League, hold
+from gzcli.league.league import EXTRA, SHORTEST, Terms, beside_others, least_budget
+from gzcli.league.loop import League, run_league
 from gzcli.metrics import networks, standings
-from gzcli.metrics.selection import choose
+from gzcli.metrics.selection import choose as choose_metrics
 from gzcli.models import catalog
 from gzcli.recipe.suggest import NEEDS, suggest
 from gzcli.recipe.yaml import check_text
+from gzcli.store.jobs import BenchJob
 from gzcli.store.runs import Run, by_name
 
 REGRET = 1.1  # largest excess of the shortlist on a shipped league, as a multiple of the least
@@ -71,17 +73,20 @@ class Race:
     def evaluation(self) -> float:
         """The most seconds for sampling and evaluation, and for training the judges."""
         gpus = launcher.plan(self.terms.job.launch, every_gpu=True).gpus
-        each = (
-            n * (forecast.STARTING_UP + forecast.judging(self.samples(seconds), gpus))
-            for n, seconds in self.rounds
-        )
         data = locate(self.terms.data)
-        judges = networks.untrained(self.terms.job.metrics or (), data, peek(data))
-        return SHARE * self.budget + sum(each) + len(judges) * networks.TRAINING
+        judges = cost.judge_networks(self.terms.job.metrics or (), data, peek(data))
+        rounds = (
+            n * (cost.START + cost.evaluation(self.samples(seconds), gpus)) for n, seconds in self.rounds
+        )
+        return sum(sum(rounds, judges).why.values(), SHARE * self.budget)
 
     def seconds(self, parallel: int) -> float:
         """The most seconds of the race with so many trainings in parallel."""
         return self.evaluation + sum(-(-n // parallel) * seconds for n, seconds in self.rounds)
+
+    def parallel(self, at_once: int | None) -> int:
+        """The number of trainings that run in parallel if so many are requested."""
+        return launcher.parallel(min(at_once or 1, len(self.models)), gpus=bool(self.terms.job.launch.gpus))
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,29 @@ class Outcome:
 # ---------------------------------------------------------------------------- who takes part
 
 
+def ask(
+    data: str,
+    budget: str,
+    models: Iterable[str] = (),
+    needs: Iterable[str] = (),
+    *,
+    seed: int = 0,
+    launch: LaunchSection,
+    at_once: int | None = None,
+) -> Race:
+    """The race of these models, or of a shortlist, on a data set.
+
+    budget: time of all trainings together, such as `20m`.
+    needs: capabilities of every model, keys of NEEDS.
+    at_once: number of parallel trainings, each on one core or GPU; None: one at a time, on all of them.
+    """
+    capabilities = [choose("need", word, NEEDS) for word in needs]
+    launch = beside_others(launch) if at_once else launch
+    name = locate(data).reference
+    job = BenchJob((), name, None, SAMPLES, seed=seed, launch=launch, split="val")
+    return race_of(Terms(name, seconds_of(budget), tuple(models) or None, (seed,), job, 0), capabilities)
+
+
 def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     """The race of the models in the terms. By default, these are the shortlist and gz's suggestion. Raises
     UsageError if no model fits the set, if the judges need more images, or if the budget is too small."""
@@ -164,7 +192,7 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
         raise UsageError(f"no model of the shipped leagues fits `{terms.data}`", hint=hint)
     data = locate(terms.data)
     judges = metrics_of(facts_of(data))
-    choose(judges, data, terms.job.split)
+    choose_metrics(judges, data, terms.job.split)
     race = Race(models, replace(terms, job=replace(terms.job, metrics=judges)), terms.budget)
     if (least := race.rounds[0][1]) < SHORTEST:
         message = f"the budget gives each of {len(models)} models only {least:.1g} s in the first round"
@@ -309,7 +337,7 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
     for i, league in enumerate(leagues(race, outcomes, {"say": say})):
         names = ", ".join(dict.fromkeys(entry.model for entry in league.entries))
         say(f"round {i + 1} of {len(race.rounds)}, {duration(league.terms.budget)} each: {names}")
-        result = hold(league, at_once=at_once, say=say, mode=mode)
+        result = run_league(league, at_once=at_once, say=say, mode=mode)
         result["judges"] = judges_of(result)
         if result["metric"] is None:
             hint = next(iter(result["notes"]), None)

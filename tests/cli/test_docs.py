@@ -669,9 +669,9 @@ def test_the_manual_as_text(call):
     code, overview, _ = call("--llm")
     assert code == 0 and overview.startswith("# gz\n\ngz trains, samples") and len(overview) < 4 * 8000
     assert all(f"\n- `{name}`: " in overview for name in (*ORDER, *recipe_names()))
-    code, stdout, _ = call("--llm", "bench", "vae")
+    code, stdout, _ = call("--llm", "bench", "league", "vae")
     assert code == 0 and texts()["bench"].splitlines()[0] in stdout and "static/assets" not in stdout
-    assert "## `gz bench`" in stdout and "--train-missing" in stdout and "\n# vae\n" in stdout
+    assert "## `gz bench`" in stdout and "## `gz league`" in stdout and "\n# vae\n" in stdout
     code, _, stderr = call("--llm", "bnch")
     assert code == 2 and "did you mean `bench`" in stderr
 

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from gzcli.cli import app
-from gzcli.cli.bench import most_likelihoods
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.ranks import gather, joined
 from gzcli.core.sections import DataSection, LaunchSection, Part
@@ -26,7 +25,8 @@ from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge import sample
-from gzcli.launch import forecast, launcher, scoring
+from gzcli.launch import cost, forecast, launcher, scoring
+from gzcli.launch.comparing import likelihood_images
 from gzcli.launch.jobs import do_job
 from gzcli.metrics import networks
 from gzcli.models import catalog
@@ -127,7 +127,7 @@ def test_a_dry_run_names_metrics_with_too_few_images(call, home, tmp_path):
         for more in ((*words, "--dry-run"), (*words, "--submit", "slurm"), (*league, "--submit", "slurm")):
             code, _, shown = call(*more, "--metrics", "prc_lenet")
             assert code == 2 and least in " ".join(shown.split())
-        assert most_likelihoods(BenchJob((), "", likelihoods=20_000), locate(few)) == 6
+        assert likelihood_images(BenchJob((), "", likelihoods=20_000), locate(few)) == 6
         assert (peek(few) is not None) == packed
         assert open_pack(few).meta.counts["test"] == 6
 
@@ -226,7 +226,7 @@ def test_a_dry_run_of_an_alarm_counts_its_images(call, home, tmp_path, monkeypat
     assert "warning: a false-alarm rate of 0.001 % needs 99,999 held-out images, but there are only" in stderr
     words = ("ood", "--in", str(folder), "--input", str(folder), "--dry-run")
     assert "\nimages   12, compared with 12 good images\ntime     about 11 seconds\n" in call(*words)[1]
-    forecast.note_checking({"compared": {"n": 10}, "files": [{}] * 5, "seconds": 30.0, "method": "combined"})
+    cost.note_checking({"compared": {"n": 10}, "files": [{}] * 5, "seconds": 30.0, "method": "combined"})
     assert "\ntime     about 58 seconds\n" in call(*words)[1]
 
 

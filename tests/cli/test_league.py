@@ -1,4 +1,4 @@
-"""`gz bench --train-missing`, without an engine: a training is a run with a status, a judgement figures."""
+"""`gz league`, without an engine: a training is a run with a status, a judgement figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from uncached import uncached_samples
 from zoo import CASES, DDPM, FM
 
 import gzcli
-from gzcli.cli.bench import TIMES
+from gzcli.cli.league import KEYS
 from gzcli.core import devices, start
 from gzcli.core.errors import DivergedError, GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part
@@ -37,7 +37,7 @@ from gzcli.engine.sampler import count_calls, counted
 from gzcli.engine.trained import Trained
 from gzcli.judge import contestants
 from gzcli.judge.contestants import varied
-from gzcli.launch import forecast, jobs, launcher
+from gzcli.launch import cost, forecast, jobs, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.plan import is_of_training, write_run
 from gzcli.league import __main__ as child
@@ -52,7 +52,7 @@ from gzcli.store.runs import Run
 from gzcli.testing import Case
 
 FD = dict(zip(product(("vae", "fm", "wgan"), (0, 1)), (90.0, 80.0, 20.0, 24.0, 50.0, 40.0), strict=True))
-WORDS = ("bench", "--train-missing", "--data", "digits", "--budget", "0.2m", "--cpu")
+WORDS = ("league", "--data", "digits", "--budget", "0.2m", "--cpu")
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, j
     assert "total: " in of_one and "in parallel" not in of_one
     call(*words)
     rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
-    assert {row[name] for row in rows for name in TIMES} == {0.0} and len(trained) == 3
+    assert {row[name] for row in rows for name in KEYS.values()} == {0.0} and len(trained) == 3
     shown = call(*words, "--dry-run")[1]
     assert "0 to train, 3 already trained\nnothing to do\n" in shown
 
@@ -300,13 +300,13 @@ def test_a_plan_times_the_images_of_each_model_once(call, home, trained, judged,
 
     monkeypatch.setenv("GZ_TRIAL", "1")
     monkeypatch.setattr(forecast, "measured", measure)
-    forecast.note("judged", 0, 0.001)
+    cost.note("judged", 0, 0.001)
     words = (*WORDS, "--models", "vae,wgan", "--seeds", "2", "-n", "500", "--dry-run", "--json")
     rows = json.loads(call(*words)[1])["rows"]
     assert [len(job.parts) for job in jobs] == [2] and len(rows) == 4
     assert {row["draws"] for row in jobs[0].parts} == {("samples", "exact", "bound")}
     # 11 times the likelihood of each of the 355 test images, features of 500 samples, and intervals
-    seconds = 11 * 355 * 0.002 + (500 + 600) * 0.001 + forecast.STARTING_UP
+    seconds = 11 * 355 * 0.002 + (500 + 600) * 0.001 + cost.START_UP
     expected = {"sample_seconds": 5.0, "judge_seconds": seconds}
     assert [{name: row[name] for name in expected} for row in rows] == [pytest.approx(expected)] * 4
     assert json.loads(call(*words)[1])["rows"] == rows and len(jobs) == 1
@@ -329,28 +329,30 @@ def test_a_row_has_the_commit_of_gz_s_own_clone(monkeypatch, tmp_path):
 
 def test_a_bench_says_what_judging_takes_here(home):
     """The seconds of an image by the slowest row, without those of samples and of likelihoods."""
-    assert forecast.judging(500, 0) == 1100 * forecast.JUDGED
+    assert cost.evaluation(500, 0).seconds() == 1100 * cost.EVALUATED
     rows = [
         {"n": 1000, "seconds": 30.0, "metrics": {"samples_per_s": 100.0}},
         {"n": 1000, "seconds": 15.0, "metrics": {"samples_per_s": 100.0}},
         {"n": 1000, "seconds": 90.0, "metrics": {"samples_per_s": 100.0}, "likelihood": {}},
         {"n": 1000, "seconds": 90.0, "metrics": {}},
     ]
-    forecast.note_judging({"rows": rows[2:]}, 0)
-    assert forecast.judging(500, 0) == 1100 * forecast.JUDGED
-    forecast.note_judging({"rows": rows}, 0)
-    assert forecast.judging(1000, 0) == pytest.approx(20.0)
+    cost.note_evaluation({"rows": rows[2:]}, 0)
+    assert cost.evaluation(500, 0).seconds() == 1100 * cost.EVALUATED
+    cost.note_evaluation({"rows": rows}, 0)
+    assert cost.evaluation(1000, 0).seconds() == pytest.approx(20.0)
     # measured: 13.1 s for 60 images, 24.9 s for 600
-    forecast.note_judging({"rows": [{"n": 60, "seconds": 13.1, "metrics": {"samples_per_s": 500.0}}]}, 0)
-    assert forecast.judging(600, 0) == pytest.approx(24.9, rel=0.1)
+    cost.note_evaluation({"rows": [{"n": 60, "seconds": 13.1, "metrics": {"samples_per_s": 500.0}}]}, 0)
+    assert cost.evaluation(600, 0).seconds() == pytest.approx(24.9, rel=0.1)
 
 
 def test_a_likelihood_takes_what_its_budget_allows():
-    drawn = forecast.Drawn(log_prob=0.1, classes=10)
-    assert drawn.of_likelihoods(400, 600.0) == pytest.approx(11 * 400 * 0.1)
-    assert drawn.of_likelihoods(400, 300.0) == pytest.approx(400 * 0.1), "not every class in turn"
-    assert drawn.of_likelihoods(10_000, 300.0) == pytest.approx(3000 * 0.1)
-    assert forecast.Drawn(sample=1.0).of_likelihoods(400, 300.0) == 0
+    def seconds(n, budget):
+        return forecast.likelihood_cost(0.1, 10, n, budget).seconds()
+
+    assert seconds(400, 600.0) == pytest.approx(11 * 400 * 0.1)
+    assert seconds(400, 300.0) == pytest.approx(400 * 0.1), "not every class in turn"
+    assert seconds(10_000, 300.0) == pytest.approx(3000 * 0.1)
+    assert forecast.likelihood_cost(None, 0, 400, 300.0).seconds() == 0
 
 
 def test_the_end_of_a_short_training_has_seconds(call, home, trained, judged):
@@ -584,6 +586,17 @@ def test_a_long_league_and_long_trainings_are_told(call, home, trained, judged):
     assert "no rank" not in call(*words, "--models", "wgan", "--seeds", "2")[2], "the mean is in time"
 
 
+def test_an_older_spelling_asks_for_the_same_league(call, home, trained, judged):
+    options = ("--data", "digits", "--budget", "0.2m", "--cpu", "--seeds", "2", "-n", "60", "--json")
+    dry = call("bench", "--train-missing", "vae", "wgan", *options, "--dry-run")
+    assert dry[0] == 0 and dry == call("league", "--models", "vae,wgan", *options, "--dry-run")
+    results = [
+        json.loads(call(*words, *options)[1])
+        for words in (("league", "vae"), ("bench", "--train-missing", "--models", "vae"))
+    ]
+    assert results[0]["folder"] == results[1]["folder"] and len(trained) == 2
+
+
 def test_a_wrong_league_is_refused(call, monkeypatch):
     data = ["--train-missing", "--data", "digits"]
     for words, message in (
@@ -594,9 +607,9 @@ def test_a_wrong_league_is_refused(call, monkeypatch):
         (["--models", "vae,glow"], "`gz bench vae glow` compares trained models"),
         (["--models", "vae"], "to train the models first, add `--train-missing --budget 8m --data NAME`"),
         (["--models", "all", *data[1:]], "`gz bench --data digits` compares trained models"),
-        ([*WORDS[1:], "--models", "sd-lora"], "captions"),
-        ([*WORDS[1:], "--models", "vaee"], "`vaee`"),
-        ([*WORDS[1:], "--models", "vae", "--curve", "depth"], "no curve"),
+        (["--train-missing", *WORDS[1:], "--models", "sd-lora"], "captions"),
+        (["--train-missing", *WORDS[1:], "--models", "vaee"], "`vaee`"),
+        (["--train-missing", *WORDS[1:], "--models", "vae", "--curve", "depth"], "no curve"),
         ([*data, "--budget", "4s", "--models", "vqvae"], "one of the 2 stages"),
         ([*data, "--models", "vqvae", "--budget", "8s"], "one of the 2 stages of `vqvae` gets less than 3 s"),
     ):

@@ -24,7 +24,8 @@ import pytest
 from scipy.integrate import trapezoid
 from sklearn.metrics import roc_auc_score
 
-from gzcli.cli.bench import cite, ended
+from gzcli.cli.bench import ended
+from gzcli.cli.comparison import cite
 from gzcli.core import streams
 from gzcli.core.errors import GzError
 from gzcli.launch import launcher

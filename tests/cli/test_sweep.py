@@ -149,7 +149,7 @@ def reached(words: tuple[str, ...], log: Path, until: tuple[str, int] | None = N
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert code in (0, 9) and (until or code == 0)
         return log.read_text().split()
-    out, times, play = log.open("w"), Counter(), sweep.play
+    out, times, run_sweep = log.open("w"), Counter(), sweep.run_sweep
 
     def trace(frame, event, arg):
         if frame.f_code.co_filename not in watched:
@@ -164,9 +164,9 @@ def reached(words: tuple[str, ...], log: Path, until: tuple[str, int] | None = N
 
     def traced(*words):
         sys.settrace(trace)
-        return play(*words)
+        return run_sweep(*words)
 
-    sweep.play = traced
+    sweep.run_sweep = traced
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     os._exit(app.run(list(words)))

@@ -155,13 +155,13 @@ def test_a_first_round_that_drops_by_chance_is_named():
 
 
 @pytest.fixture
-def held(monkeypatch):
+def leagues(monkeypatch):
     """The leagues of a race, (models, seconds, job) in turn; a model is as bad as its letter is late."""
-    leagues = []
+    rounds = []
 
-    def hold(league, **how):
+    def run_league(league, **how):
         models = league.terms.models
-        leagues.append((models, league.terms.budget, league.terms.job))
+        rounds.append((models, league.terms.budget, league.terms.job))
         return summary({name: (float(ord(name)), float(ord(name))) for name in models})
 
     class Named:
@@ -173,26 +173,26 @@ def held(monkeypatch):
             return cls(terms)
 
     monkeypatch.setattr(which, "League", Named)
-    monkeypatch.setattr(which, "hold", hold)
-    return leagues
+    monkeypatch.setattr(which, "run_league", run_league)
+    return rounds
 
 
-def test_the_better_half_goes_to_the_next_round(held):
+def test_the_better_half_goes_to_the_next_round(leagues):
     outcome = which.run(Race(("d", "a", "c", "b", "e"), terms(), 120.0))
-    assert [set(models) for models, *_ in held] == [{*"abcde"}, {*"abc"}, {*"ab"}]
+    assert [set(models) for models, *_ in leagues] == [{*"abcde"}, {*"abc"}, {*"ab"}]
     assert outcome.order == tuple("abcde") and outcome.agreement == 1
-    assert held[1][1] == 2 * held[0][1]
+    assert leagues[1][1] == 2 * leagues[0][1]
     three = which.run(Race(("c", "a", "b"), terms(), 120.0))
     assert three.order == tuple("abc") and len(three.rounds) == 2
     assert three.agreement is None
 
 
-def test_judging_is_in_proportion_to_the_training(held):
+def test_judging_is_in_proportion_to_the_training(leagues):
     """Samples, and the time after which fewer are drawn."""
     which.run(Race(tuple("abcde"), terms(), 190.0))
-    assert [job.n for *_, job in held] == [250, 500, 1000]
-    assert [job.patience for *_, job in held] == pytest.approx([1, 2, 4])
-    assert {job.few for *_, job in held} == {which.FEW}
+    assert [job.n for *_, job in leagues] == [250, 500, 1000]
+    assert [job.patience for *_, job in leagues] == pytest.approx([1, 2, 4])
+    assert {job.few for *_, job in leagues} == {which.FEW}
 
 
 def test_the_judges_are_terms_of_the_race():
@@ -230,9 +230,9 @@ def test_few_colour_images_are_judged_by_the_published_network_alone(monkeypatch
         assert [which.metrics_of(facts) for facts in (few, many)] == metrics
 
 
-def test_judges_at_chance_compare_nobody(held, monkeypatch):
+def test_judges_at_chance_compare_nobody(leagues, monkeypatch):
     dead = {"metric": None, "notes": ["the judge stands at chance"], "summary": [], "rows": []}
-    monkeypatch.setattr(which, "hold", lambda league, **how: dead)
+    monkeypatch.setattr(which, "run_league", lambda league, **how: dead)
     with pytest.raises(MissingError) as e:
         which.run(Race(("a", "b"), terms(), 120.0))
     assert e.value.hint == dead["notes"][0]

@@ -22,7 +22,7 @@ from gzcli.judge import bench
 from gzcli.judge.bench import json_figures
 from gzcli.judge.contestants import Contestant, PackOptions, labels_in, read, tell_apart
 from gzcli.judge.real import ImageSet
-from gzcli.launch.contestants import find_contestants, images_at
+from gzcli.launch.comparing import find_contestants, images_at
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import Interval
 from gzcli.metrics.metric import column_of

@@ -72,7 +72,7 @@ GREY, COLOUR = (420, 8), (270, 32)
 
 
 def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None) -> list[Path]:
-    """Writes what pages show of the leagues whose folders `gz bench --train-missing` has named: those of one
+    """Writes what pages show of the leagues whose folders `gz league` has named: those of one
     set and scale are one league, joined by model and seed, also with what stands there. Returns the files.
 
     root: where to; the package's own folder unless it is given.

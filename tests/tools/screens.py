@@ -26,7 +26,7 @@ from gzcli.docs.page import ROOT
 
 INTO = ROOT / "static" / "assets"
 COLUMNS = 80
-LEAGUE = "gz bench --train-missing --budget 10s --models vae,dcgan --seeds 2 --data digits --report page"
+LEAGUE = "gz league --budget 10s --models vae,dcgan --seeds 2 --data digits --report page"
 NARROW = {"bench": 58}  # columns of a screen that the README shows beside another
 # The pictures, in the order in which their commands are run, from an empty GZ_HOME on; None is not drawn.
 SCREENS: list[tuple[str | None, str]] = [
