@@ -15,7 +15,17 @@ LISTS = {
     **dict.fromkeys(("data list", "list data"), "gzcli.datasets()"),
     **dict.fromkeys(("runs list", "list runs"), "gzcli.runs()"),
 }
-KEYWORDS = {"in": "data", "label": "labels", "score": "scores"}  # flag → keyword, if they differ
+# flag → keyword, if they differ
+KEYWORDS = {"in": "data", "label": "labels", "map": "maps", "prompt": "prompts", "score": "scores"}
+# options of verbs that no call has → why
+SHELL_ONLY = {
+    "json": "a call returns values",
+    "dry_run": "it prints a forecast for a person",
+    "report": "`gz report` reads the folder of a result",
+    "submit": "a job script contains a command line",
+    "slurm": "a job script contains a command line",
+    "fail": "a script reads `flagged` and `unreadable`",
+}
 PLACEHOLDER = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ|…[],")  # the letters of words such as `NAME|PATH`
 
 
@@ -64,6 +74,8 @@ class Command:
             return listed
         if self.verb == "sample":
             return self._sample()
+        if self.verb == "ood" and any(option.name in ("input", "export") for option in self.options):
+            return self._alarm()
         call = CALLS.get(self.verb)
         return f"{call}({self._words(*self.names, *self.options)})" if call else self.shell
 
@@ -74,6 +86,12 @@ class Command:
         rest = [option for option in self.options if option.name not in ("data", "do")]
         method = "do" if do else "sample"
         return f"gzcli.load({self._words(*self.names, *of_run)}).{method}({self._words(*do, *rest)})"
+
+    def _alarm(self) -> str:
+        """Python has a function of its own for single images."""
+        images = {option.name: option.value for option in self.options if option.name in ("in_", "input")}
+        rest = [option for option in self.options if option.name not in images]
+        return f"gzcli.alarm({self._words(images.get('in_'), images.get('input'), *self.names, *rest)})"
 
     @staticmethod
     def _words(*words: Any) -> str:
