@@ -31,8 +31,9 @@ test-fast: $(VENV)/.tested  ## House rules and the tests of one family of models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(if $(FAMILY),--family $(FAMILY)) \
 		tests/contract tests/truth tests/engine/test_trainer.py tests/cli/test_house.py
 
-test-slow: $(VENV)/.tested  ## Long tests, on real data if ../shared/data exists
-	$(BIN)/python -m pytest -m slow
+SHARDED = --durations-path .ci/slow_durations.json $(if $(SHARD),--group $(subst /, --splits ,$(SHARD)))
+test-slow: $(VENV)/.tested  ## Long tests, on real data if ../shared/data exists; SHARD=3/4: the third of four shards
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(SHARDED)
 
 fuzz: $(VENV)/.tested  ## The generated tests, with 100,000 cases in all
 	GZ_FUZZ=50 $(BIN)/python -m pytest tests/faults

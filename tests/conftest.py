@@ -45,9 +45,8 @@ def pytest_collection_modifyitems(config, items):
     """A file is tested by one worker, which makes what its tests share once; those that fork, too."""
     forking = {item.path for item in items if "forks" in item.fixturenames}
     for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            group = "forks" if item.path in forking else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(group))
+        group = "forks" if item.path in forking else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
     if not (family := config.getoption("--family")):
         return
     from gzcli.models import catalog

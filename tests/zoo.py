@@ -9,6 +9,7 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 from gzcli import testing
+from gzcli.core.errors import canonical
 from gzcli.models import catalog
 
 
@@ -204,6 +205,11 @@ def one_a_family(cases: Iterable[Case], *, but: Iterable[str] = ()) -> list[Para
         chosen.append(pytest.param(case, id=str(case), marks=pytest.mark.slow if family in families else ()))
         families.add(family)
     return chosen
+
+
+def first_of_families(names: Iterable[str]) -> list[str]:
+    """Of models or recipes the first of each family."""
+    return list({catalog.card(canonical(name)).family: name for name in reversed([*names])}.values())
 
 
 def definer(model: str, method: str) -> tuple[Path, str] | None:

@@ -113,6 +113,21 @@ def test_the_night_makes_what_the_makefile_has():
     assert set(made) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
+def test_the_shards_of_the_night_are_all_slow_cases_and_no_longer_than_they_may_be():
+    job = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())["jobs"]["slow"]
+    shards = job["strategy"]["matrix"]["shard"]
+    assert shards == list(range(1, len(shards) + 1))
+    (made,) = (line for step in job["steps"] if "make" in (line := step.get("run", "")))
+    words = made.replace("${{ matrix.shard }}", "3").replace("${{ strategy.job-total }}", str(len(shards)))
+    done = subprocess.run([*words.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert f"--group 3 --splits {len(shards)}\n" in done.stdout
+    (path,) = re.findall(r"--durations-path (\S+)", done.stdout)
+    seconds = json.loads((ROOT / path).read_text())
+    assert sum(seconds.values()) / len(shards) <= 90 * 60 and max(seconds.values()) <= 10 * 60
+    names = {tuple(case.split("[")[0].split("::")) for case in seconds}
+    assert [name for name in names if f"def {name[1]}(" not in (ROOT / name[0]).read_text()] == []
+
+
 def test_the_workflow_runs_what_is_there():
     steps = steps_of("check")
     assert all("uses" in step or "run" in step for step in steps)

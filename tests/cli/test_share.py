@@ -330,16 +330,16 @@ def test_a_pretrained_model_that_a_wheel_leaves_out_is_told_where_it_is(gz, else
 
 
 @pytest.mark.slow
-def test_the_recorded_figures_of_pretrained_models_stand(gz, home):
-    """In one home, so that a set's features are trained once."""
-    for one in pretrained.every():
-        (figure,) = one.figures
-        words = ("--data", one.data, "-n", str(figure["n"]), "--metrics", "fd", "--json")
-        code, out, err = gz("bench", f"pretrained:{one.name}", *words)
-        assert code == 0, err
-        result = json.loads(out)
-        assert result["rows"][0]["metrics"]["fd"] == pytest.approx(figure["value"], rel=0.25), one.name
-        assert result["floor"]["fd"] == pytest.approx(figure["floor"], rel=0.25), one.name
+@pytest.mark.parametrize("one", pretrained.every(), ids=lambda one: one.name)
+def test_the_recorded_figures_of_pretrained_models_stand(one, gz):
+    """In the home of this file, so that a set's features are trained once."""
+    (figure,) = one.figures
+    words = ("--data", one.data, "-n", str(figure["n"]), "--metrics", "fd", "--json")
+    code, out, err = gz("bench", f"pretrained:{one.name}", *words)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["rows"][0]["metrics"]["fd"] == pytest.approx(figure["value"], rel=0.25)
+    assert result["floor"]["fd"] == pytest.approx(figure["floor"], rel=0.25)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from draws import only, squares, train_batches
 from refused import refused
 from torch.utils._python_dispatch import TorchDispatchMode
-from zoo import CASES, FIRST, Case
+from zoo import CASES, FIRST, Case, first_of_families, one_a_family
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
@@ -28,14 +28,21 @@ BROKEN_BY_OPTIONS = (
     "samples_are_images",
     "scores_do_not_depend_on_the_batch",
 )
+# hundreds of steps, and a build for each kind of data
+DEAR = ("training_improves_the_model", "every_kind_of_data_set")
 
 
 def checks():
-    """Each check of each case, case by case as a start is shared; of a model's further cases all but three
-    are slow."""
+    """Each check of each case, case by case as a start is shared. Of a model's first case all are quick but
+    the dear ones. Those are quick for the first model of each family, as are three of its further cases."""
+    families = first_of_families(FIRST)
     for case in CASES:
+        of_family = case.model in families
         for name, check in CHECKS.items():
-            quick = name in BROKEN_BY_OPTIONS or case is FIRST[case.model]
+            if case is FIRST[case.model]:
+                quick = of_family or name not in DEAR
+            else:
+                quick = of_family and name in BROKEN_BY_OPTIONS
             marks = () if quick else pytest.mark.slow
             yield pytest.param(check, case, id=f"{case}-{name}", marks=marks)
 
@@ -76,7 +83,7 @@ ALONE = [case for case in FIRST.values() if not case.stages]
 BUILT = [case for case in ALONE if catalog.card(case.model).family != "stable_diffusion"]
 
 
-@pytest.mark.parametrize("case", BUILT, ids=str)
+@pytest.mark.parametrize("case", one_a_family(BUILT))
 def test_any_size_in_bf16(case: Case):
     for shape in ((1, 28, 28), (3, 18, 27)):
         info = DataInfo(shape, case.levels or 256, ("a", "b"), n=64, steps=100)

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from draws import train_batches
 from fake_device import DEVICE, NAME, PACKAGE, NoFloat64, OnDevice, on_device
 from helpers import recipe
 from refused import refused
-from zoo import CASES, FIRST, Case, definer
+from zoo import CASES, FIRST, Case
 
 from gzcli.core import philox
 from gzcli.core.sections import LaunchSection, OptimSection, Part, part_of
@@ -204,11 +204,10 @@ def trainer_of(case: Case, monkeypatch) -> trainer.Trainer:
 
 
 class Paths:
-    """What the engine does with one model, by the engine's own calls, but for some of its methods."""
+    """What the engine does with one model, by the engine's own calls."""
 
-    def __init__(self, case: Case, t: trainer.Trainer, device: OnDevice, without: Set[str]):
+    def __init__(self, case: Case, t: trainer.Trainer, device: OnDevice):
         self.t, self.device, self.card = t, device, catalog.card(case.model)
-        self.without = {"restore", *without}  # the former is deepinv's
         self.first = FIRST[case.model] is case
         self.whole = self.first and case.model not in KIN
         self.sampled = self.whole and "sampler" in self.card.sample
@@ -238,7 +237,7 @@ class Paths:
             yield f"sample sampler={choice}", TRAINED, call
         if self.first:
             yield from self.of_scores()
-        for do in {*(self.card.do if self.first else self.card.labelled)} - self.without:
+        for do in {*(self.card.do if self.first else self.card.labelled)} - {"restore"}:  # which is deepinv's
             yield f"do {do}", TRAINED, lambda do=do: self.apply(do)
         cheap = self.card.family in ("autoregressive", "gan", "vae")
         if self.whole and hasattr(self.model, "measure") and cheap:
@@ -254,13 +253,8 @@ class Paths:
     def of_scores(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
         scores.perceive(self.trained, self.t.pack, self.t.log)
         for name in model_scores(self.model):
-            method = f"score_{name}" if name in self.card.scores else "log_prob"
-            if method in self.without:
-                continue
             yield f"score {name}", TRAINED, lambda name=name: self.score(name)
         for name in self.card.maps:
-            if f"map_{name}" in self.without:
-                continue
             yield f"map {name}", TRAINED, lambda name=name: self.map(f"map_{name}")
         in_steps = self.model.likelihood and {"steps", "terms"} & {*flat_defaults(self.model.log_prob)}
         if in_steps:  # a score would take all of them
@@ -349,36 +343,18 @@ def unlisted(syncs: set[str], listed: dict[str, str]) -> list[str]:
 
 # the fake device has no forward-mode derivatives
 TRIED = [case for case in CASES if case.model != "meanflow"]
-# one model of each family, not one that is kin to another; the rest of the zoo takes minutes
-QUICK = {catalog.card(c.model).family: c for c in reversed(TRIED) if c.model not in KIN}.values()
+QUICK = FIRST["ddpm"]  # it has applications, scores, a likelihood and several samplers
 
 
-def methods_of(case: Case) -> dict[str, Any]:
-    """The applications, scores, maps and likelihood of a model, with the class that each is of."""
-    card = catalog.card(case.model)
-    names = [*card.do, *(f"score_{name}" for name in card.scores), *(f"map_{name}" for name in card.maps)]
-    return {name: (definer(case.model, name), name, case.conditional) for name in (*names, "log_prob")}
-
-
-def quick_and_whole() -> Iterator[Any]:
-    """Quick cases, each without the methods that an earlier one has of the same class, and whole ones."""
-    seen: set[Any] = set()
-    for case in QUICK:
-        methods = methods_of(case)
-        without = {name for name, key in methods.items() if key in seen}
-        yield pytest.param(case, without, id=str(case))
-        seen |= {*methods.values()}
-    for case in TRIED:
-        yield pytest.param(case, frozenset(), id=f"{case}-whole", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("case", "without"), quick_and_whole())
-def test_every_path(case, without, device, quick_noise, quick_nets, monkeypatch, record_property):
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=str(c), marks=() if c is QUICK else pytest.mark.slow) for c in TRIED]
+)
+def test_every_path(case, device, quick_noise, quick_nets, monkeypatch, record_property):
     if case.base == "tiny-flux":  # its positions are in float32, as on MPS
         monkeypatch.setattr(f"{FLUX}.maybe_adjust_dtype_for_device", lambda dtype, device: torch.float32)
     t = trainer_of(case, monkeypatch)
     wrong, count = [], 0
-    for name, listed, path in Paths(case, t, device, without).all():
+    for name, listed, path in Paths(case, t, device).all():
         device.syncs.clear()
         count += 1
         try:

@@ -197,7 +197,9 @@ def test_cross_conformal_p_values_are_counts():
     np.testing.assert_array_equal(one, conformal.p_values(held_out, scores[:, 0]))
 
 
-@pytest.mark.parametrize(("n", "rate"), [(70, 0.02), (70, 0.1), (300, 0.02)])
+@pytest.mark.parametrize(
+    ("n", "rate"), [(300, 0.02), *(pytest.param(70, rate, marks=pytest.mark.slow) for rate in (0.02, 0.1))]
+)
 def test_false_alarms_keep_the_promise_over_200_splits(n, rate):
     """The rate that k of the n + 1 places have, with a method that is fitted anew on each split, within the
     binomial interval of independent splits: one picture is judged a split, by each of several sets."""
@@ -274,7 +276,7 @@ def test_the_choice_takes_nothing_that_calibrates():
     assert alarm.choice.detected is not None and set(alarm.choice.settings) > {"factor", "share"}
 
 
-@pytest.mark.parametrize("name", [DEFAULT, "pca_local"])
+@pytest.mark.parametrize("name", [DEFAULT, pytest.param("pca_local", marks=pytest.mark.slow)])
 def test_defects_are_found(name):
     fitted = calibrate(parts(200), name).calibrated
     good = parts(100, seed=9)

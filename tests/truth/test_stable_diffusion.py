@@ -85,10 +85,10 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close((ours + 1) / 2, theirs, atol=2e-5, rtol=0)
 
 
-TUNED = ("sd_lora", "controlnet", "instructpix2pix")
+TUNED = ["sd_lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("controlnet", "instructpix2pix"))]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in TUNED])
+@pytest.fixture(scope="module", params=TUNED)
 def trained(request):
     """A run of 40 steps on four images, and the base's weights before it."""
     case = FIRST[request.param]
