@@ -11,6 +11,7 @@ from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, option
 from gzcli.core import signals
 from gzcli.core.errors import MissingError, UsageError, install_line
+from gzcli.core.hints import Option, advice
 
 _RUNS_HELP = "Models or runs to choose from. Default: all runs and the pretrained models."
 _Runs = Annotated[list[str] | None, argument("RUN", _RUNS_HELP, a_model_or_run)]
@@ -42,7 +43,7 @@ def demo(
         page, url = serve(offered, port=port, share=share, browser=not no_browser)
     except OSError as e:
         message = f"port {port} is in use" if port else "no port from 7860 to 7959 is free"
-        raise UsageError(message, hint="choose another port with `--port N`") from e
+        raise UsageError(message, hint=advice("choose another port with {}", Option("port", "N"))) from e
     out.text(url)
     out.data({"url": url, "runs": [choice.name for choice in offered]})
     out.info("press Ctrl-C to stop the server")

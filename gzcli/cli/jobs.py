@@ -17,6 +17,7 @@ from gzcli.cli import out
 from gzcli.cli.options import meant
 from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.hints import Option, advice, gz, setting
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
 from gzcli.recipe.suggest import suggest
@@ -94,11 +95,11 @@ def as_options(words: list[str], section: str) -> list[str]:
     options, rest = [], iter(words)
     for word in rest:
         if word == "--set" or word.startswith("--set="):
-            setting = next(rest, "") if word == "--set" else word.removeprefix("--set=")
-            key, equals, value = setting.partition("=")
+            text = next(rest, "") if word == "--set" else word.removeprefix("--set=")
+            key, equals, value = text.partition("=")
             if not equals or not key.startswith(f"{section}."):
-                message = f"`--set {setting}`: a trained model accepts only `{section}.KEY=VALUE`"
-                raise UsageError(message, hint=f"--set {section}.steps=20")
+                message = f"`--set {text}`: a trained model accepts only `{section}.KEY=VALUE`"
+                raise UsageError(message, hint=setting(f"{section}.steps", 20))
             word = f"--{key.removeprefix(f'{section}.')}={value}"
         options.append(word)
     return options
@@ -129,14 +130,16 @@ def method_options(
         name = renamed(name.replace("-", "_"), params, section, "do")
         positive = name.removeprefix("no_")  # `--no-clip` sets `clip` to false
         if name == "size" and name not in params and section == "sample":
-            hint = "the U-Nets of ddpm, fm and sgm draw any size: `gz sample fm --size 96x64`"
+            hint = advice(
+                "the U-Nets of ddpm, fm and sgm draw any size: {}", gz("sample", "fm", size="96x64")
+            )
             raise UsageError(f"{what} draws images only at its training size", hint=hint)
         if not word.startswith("--") or (name not in params and positive not in params):
             options = [f"--{p.replace('_', '-')}" for p in params]
             takes = f"options of {what}: {' '.join(options)}" if options else f"{what} has no options"
             owners = [f"`{method}`" for method, names in (by_method or {}).items() if name in names]
             like = meant(f"--{name}", verb, *options) or takes
-            hint = f"it is an option of {', '.join(owners)}" if owners else like
+            hint = advice(f"it is an option of {', '.join(owners)}" if owners else like)
             kind = "no such option" if word.startswith("-") else "unexpected argument"
             raise UsageError(f"{kind} `{word.partition('=')[0]}`", hint=hint)
         if name not in params:
@@ -207,7 +210,7 @@ def submit(
     from gzcli.launch import slurm
 
     if launch.gpus == "all":
-        raise UsageError("SLURM needs a number of GPUs, not `--gpus all`", hint="--gpus 4")
+        raise UsageError("SLURM needs a number of GPUs, not `--gpus all`", hint=Option("gpus", 4))
     gpus = launch.gpus or 0
     cores = (launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus or launch.processes or 1)
     words, machines = words_of(sys.argv, verb), launch.machines or 1
@@ -227,7 +230,7 @@ def submit(
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
         why = " ".join(done.stderr.split()) or f"code {done.returncode}"
-        hint = f"correct the options with `--slurm KEY=VALUE`, or edit `{path}`"
+        hint = advice(f"correct the options with {{}}, or edit `{path}`", Option("slurm", "KEY=VALUE"))
         raise MissingError(f"`sbatch` refused the job: {why}", hint=hint)
     number = done.stdout.strip().partition(";")[0]
     if not number:

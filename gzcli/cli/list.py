@@ -14,6 +14,7 @@ from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.options import a_model, argument, option
 from gzcli.core.errors import UsageError, canonical, choose
+from gzcli.core.hints import gz
 from gzcli.core.units import sides, size
 from gzcli.store.paths import about_of, recipe_names, spelling, trained_in
 
@@ -52,7 +53,7 @@ def list_(what: _What = "", family: _Family = "", can: _Can = "", wide: opt.Wide
     if kind == "models":
         return list_models(family, can, short=not what, wide=wide)
     if family or can:
-        raise UsageError("`--family` and `--can` filter models only", hint="gz list models")
+        raise UsageError("`--family` and `--can` filter models only", hint=gz("list", "models"))
     lists: dict[str, Callable[..., None]]
     lists = {"data": list_data, "recipes": list_recipes, "runs": list_runs, "pretrained": list_pretrained}
     lists[kind](wide=wide)

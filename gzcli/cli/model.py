@@ -15,6 +15,7 @@ from gzcli.cli.list import group, list_models
 from gzcli.cli.options import argument, option
 from gzcli.core import streams
 from gzcli.core.errors import UsageError, canonical
+from gzcli.core.hints import Option, advice, gz
 from gzcli.core.units import counted
 from gzcli.store import model_files
 from gzcli.store.files import write_atomic
@@ -47,7 +48,7 @@ def new(name: _Name, force: opt.Force = False) -> None:
         raise UsageError(f"`{name}` is not a valid name for a model", hint=hint)
     target = Path(f"{stem}.py")
     if target.exists() and not force:
-        raise UsageError(f"`{target}` already exists", hint="overwrite it with `--force`")
+        raise UsageError(f"`{target}` already exists", hint=advice("overwrite it with {}", Option("force")))
     write_atomic(target, template.replace("Template", title).replace("template", stem))
     out.text(str(target))
     check = (f"gz model check ./{target}", "check it against the model contract")
@@ -75,7 +76,7 @@ def check(file: _File, data: _Data = "digits") -> None:
     out.data({"model": name, "checks": [{"check": title, "fault": fault} for title, fault in results]})
     if faults := sum(bool(fault) for _, fault in results):
         message = f"`{file}` violates the contract: {counted(faults, 'fault')}"
-        raise UsageError(message, hint="start from a file that passes: `gz model new NAME`")
+        raise UsageError(message, hint=advice("start from a file that passes: {}", gz("model new", "NAME")))
     more = (f"gz train {quoted(file)} --data mnist", "train it on another data set")
     end([f"all {len(results)} checks passed", took()], [(f"gz train {quoted(file)}", ""), more])
 

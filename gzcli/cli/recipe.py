@@ -12,6 +12,7 @@ from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.list import group, list_recipes
 from gzcli.cli.options import a_model, a_set, argument, option
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import Option, advice
 from gzcli.core.units import counted
 from gzcli.store.files import write_atomic
 from gzcli.store.paths import recipe_names
@@ -72,7 +73,7 @@ def copy(recipe: _What, to: _To = None, force: opt.Force = False) -> None:
     target = to or Path(name)
     target = target / name if target.is_dir() else target
     if target.exists() and not force:
-        hint = "overwrite it with `--force`, or name another file"
+        hint = advice("overwrite it with {}, or name another file", Option("force"))
         raise UsageError(f"`{target}` already exists", hint=hint)
     write_atomic(target, text)
     out.text(str(target))

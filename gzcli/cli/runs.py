@@ -15,6 +15,7 @@ from gzcli.cli.jobs import bytes_of, end, quoted, took
 from gzcli.cli.list import group, list_runs, names_of, table_of_runs
 from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, option
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
+from gzcli.core.hints import Option, advice, gz
 from gzcli.core.sections import LaunchSection, leaves
 from gzcli.core.units import counted, figure, size
 from gzcli.store import claims, files
@@ -85,7 +86,9 @@ def compare(runs: _Any, wide: opt.Wide = False) -> None:
 
     chosen = list({run.path: run for run in map(_find, runs)}.values())
     if len(chosen) < 2:
-        raise UsageError("`gz runs compare` needs at least two runs", hint="`gz runs list` shows them")
+        raise UsageError(
+            "`gz runs compare` needs at least two runs", hint=advice("{} shows them", gz("runs list"))
+        )
     rows, figures = [summary(run) for run in chosen], [last_figures(run) for run in chosen]
     trees = [dict(leaves(run.tree())) for run in chosen]
     differ = differences(trees)
@@ -124,7 +127,9 @@ def export(
     source = _find(run)
     place = (out_ or source.path / "export" / (f"{source.id}.safetensors" if to == "file" else to)).resolve()
     if to == "file" and place.suffix != ".safetensors":
-        raise UsageError(f"`{place.name}` must end in `.safetensors`", hint="--out my-model.safetensors")
+        raise UsageError(
+            f"`{place.name}` must end in `.safetensors`", hint=Option("out", "my-model.safetensors")
+        )
     if to == "file" and out_ and place.exists():
         raise UsageError(f"`{place}` already exists", hint="choose another file name")
     if to != "file" and dtype != "fp32":
@@ -154,11 +159,11 @@ def ema(run: _Ref, length: _Length = None) -> None:
     source = _find(run)
     served = source.serving
     if source.state != "finished":
-        hint = store.WAIT if source.state == "running" else f"gz train {source.id} --resume"
+        hint = store.WAIT if source.state == "running" else gz("train", source.id, resume=True)
         raise MissingError(f"`{source.id}` is not finished ({source.state})", hint=hint)
     if not any(served.snapshots_folder.glob("[0-9]*.safetensors")):
-        key, model = f"{served.in_owner}train.ema_snapshots=20", source.model
-        hint = f"gz train {quoted(model)} --data {quoted(source.data)} --set {key}"
+        snapshots = {f"{served.in_owner}train.ema_snapshots": 20}
+        hint = gz("train", source.model, data=source.data, set=snapshots)
         raise MissingError(f"`{source.id}` has no snapshots to average", hint=hint)
     jobs.announce(source, run)
     with claims.claimed(source):
@@ -196,7 +201,7 @@ def push(
         result = exported(source, run, folder / hub.FILE, to="file", dtype=dtype, checkpoint=checkpoint)
         card = result["card"]
         if (preview := metadata(folder / hub.FILE).get("preview")) is None:
-            hint = "draw one with `gz train RUN --resume`"
+            hint = advice("draw one with {}", gz("train", "RUN", resume=True))
             raise MissingError("the run has no sample image", hint=hint)
         files.write_atomic(folder / Run.preview_picture, base64.b64decode(preview))
         files.write_atomic(folder / "README.md", hub.readme(card, name, licence, meanings()))
@@ -237,7 +242,7 @@ def prune(keep: _Keep = None, unfinished: _Unfinished = False, yes: opt.Yes = Fa
     `--keep 0` does not keep the best run.
     """
     if keep is None and not unfinished:
-        raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint="gz runs prune --keep 1")
+        raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint=gz("runs prune", keep=1))
     store.tidy()
     doomed = [] if keep is None else store.outdated(keep)
     if unfinished:
@@ -251,7 +256,7 @@ def remove(runs: _Refs, yes: opt.Yes = False) -> None:
     chosen: dict[Path, Run] = {}
     for ref in runs:
         if (run := store.by_name(ref)) is None:
-            hint = did_you_mean(ref, opt.run_names()) or "`gz runs list` shows them"
+            hint = did_you_mean(ref, opt.run_names()) or advice("{} shows them", gz("runs list"))
             raise UsageError(f"no run is called `{ref}`", hint=hint)
         chosen[run.path] = run
     for run in chosen.values():

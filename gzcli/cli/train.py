@@ -11,6 +11,7 @@ from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, option, split
 from gzcli.core.errors import MissingError, UsageError, choose, install_line
+from gzcli.core.hints import gz
 from gzcli.core.trackers import TRACKERS
 from gzcli.data.sets.registry import locate
 from gzcli.recipe.suggest import suggest
@@ -102,7 +103,7 @@ def train(
     if len(typed := [f"`{flag}`" for flag, value in lengths.items() if value]) > 1:
         raise UsageError(f"{' and '.join(typed)} cannot be used together")
     if keys and not dry_run:
-        raise UsageError("`--keys` needs `--dry-run`", hint=f"gz recipe show {what} --resolved")
+        raise UsageError("`--keys` needs `--dry-run`", hint=gz("recipe show", what, resolved=True))
     flags = {
         "scale": scale,
         "train.steps": steps,

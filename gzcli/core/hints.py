@@ -25,6 +25,9 @@ SHELL_ONLY = {
     "submit": "a job script contains a command line",
     "slurm": "a job script contains a command line",
     "fail": "a script reads `flagged` and `unreadable`",
+    **dict.fromkeys(
+        ("num_machines", "machine_rank", "main_process_ip"), "each machine has a command of its own"
+    ),
 }
 PLACEHOLDER = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ|…[],")  # the letters of words such as `NAME|PATH`
 
@@ -70,6 +73,8 @@ class Command:
     @property
     def python(self) -> str:
         """The equivalent call; the command itself if Python has none."""
+        if any(option.name in SHELL_ONLY for option in self.options):
+            return self.shell
         if listed := LISTS.get(" ".join([self.verb, *map(str, self.names)])):
             return listed
         if self.verb == "sample":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, matching
+from gzcli.core.hints import Option, advice, gz
 from gzcli.core.types import Say, silent
 from gzcli.core.units import as_size, canonical_size
 from gzcli.data.packs.open import alone, find_pack, is_here, packs_of
@@ -95,7 +96,9 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         hint = "use letters, digits, `-` and `_`, such as `my-photos`"
         raise UsageError(f"`{name}` is not a valid name for a data set", hint=hint)
     if matching(name, SPECS):
-        raise UsageError(f"gz has a data set named `{name}`", hint="choose another `--name`")
+        raise UsageError(
+            f"gz has a data set named `{name}`", hint=advice("choose another {}", Option("name"))
+        )
     on_hub = str(what).startswith(HUB_SCHEME)
     data_set = at_hand(locate(what)) if on_hub else None
     path = data_set.path if isinstance(data_set, OwnSet) else local(str(what))
@@ -110,10 +113,10 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         files.sweep(user_dir())
         imported = imports()
         if name not in imported and matching(name, imported):
-            hint = f"choose another `--name`, or run `gz data remove {name}`"
+            hint = advice("choose another {}, or run {}", Option("name"), gz("data remove", name))
             raise UsageError(f"the name `{name}` is already used", hint=hint)
         if name in imported and imported[name]["path"] != str(path):
-            hint = f"choose another `--name`, or run `gz data remove {name}`"
+            hint = advice("choose another {}, or run {}", Option("name"), gz("data remove", name))
             raise UsageError(f"the name `{name}` is already used for `{imported[name]['path']}`", hint=hint)
         files.write_json(user_dir(REGISTER), {**imported, name: line})
     row = {"name": name, "path": str(path), "classes": list(images.classes), "counts": images.counts}
@@ -131,7 +134,9 @@ def data_path(what: DataSet | str | Path) -> Path:
         return data.path
     if any(map(is_fetched, data.versions)):
         return raw_dir(data)
-    raise MissingError(f"`{data.name}` is not in the cache", hint=f"`gz data download {data.name}`")
+    raise MissingError(
+        f"`{data.name}` is not in the cache", hint=advice("{}", gz("data download", data.name))
+    )
 
 
 def remove(what: DataSet | str | Path) -> list[Path]:
@@ -171,12 +176,12 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
                 remedy = f"run `gz data remove {name}`; gz will pack the set again when you use it"
                 raise MissingError(f"the pack `{file}` is damaged", hint=remedy)
     if not sources and not packs:
-        hint = f"`gz data download {name}`"
+        hint = advice("{}", gz("data download", name))
         if isinstance(data, OwnSet):
             if not data.path.exists():
-                hint = f"restore it, or run `gz data remove {name}`"
+                hint = advice("restore it, or run {}", gz("data remove", name))
                 raise MissingError(f"`{data.path}`, imported as `{name}`, no longer exists", hint=hint)
-            hint = f"run `gz train vae --data {name}` to pack it"
+            hint = advice("run {} to pack it", gz("train", "vae", data=name))
         if isinstance(data, OwnSet) or not (data.embedded or is_fetched(data)):
             raise MissingError(f"`{name}` is not in the cache", hint=hint)
     return {"name": name, "files": sources, "packs": [str(pack.path) for pack in packs]}

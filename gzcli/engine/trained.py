@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from gzcli.core import devices, rates
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
+from gzcli.core.hints import Option, advice, gz
 from gzcli.core.sections import FORMAT, Part, part_of, renamed
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.core.units import as_size
@@ -77,7 +78,7 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
         for stage, digest in built_on(run, card).items():
             if digest != saved.built_on.get(stage):
                 message = f"`{run.id}` was trained with a different stage `{stage}`"
-                hint = f"gz train {run.owner.model} --data {run.owner.data}"
+                hint = gz("train", run.owner.model, data=run.owner.data)
                 raise MissingError(f"{message} than `{run.owner.stage(stage).path}`", hint=hint)
         model = restore_model(saved, stages_for(run, card, device), card)
     return to_device(model, device).eval().requires_grad_(False), saved
@@ -164,7 +165,7 @@ def weights_file(run: Run, checkpoint: str) -> Path:
         step = run.best.step
     else:
         message = f"no best checkpoint in `{run.checkpoints_folder}`"
-        hint = "use `--checkpoint STEP`; `train.best: none` keeps no best checkpoint"
+        hint = advice("use {}; `train.best: none` keeps no best checkpoint", Option("checkpoint", "STEP"))
         raise MissingError(message, hint=hint)
     path = run.checkpoint(step).averaged
     if not path.exists():
@@ -268,7 +269,7 @@ def _file_to_start_from(part: Part, run: Run) -> Path:
         stage = next((stage for stage in run.owner.stages if stage.path.name == part.train.init), None)
         file = (stage or runs.find(str(part.train.init)).serving).model_file
     if not file.exists():
-        raise MissingError(f"`train.init`: no weights at `{file}`", hint=parent or "gz runs list")
+        raise MissingError(f"`train.init`: no weights at `{file}`", hint=parent or gz("runs list"))
     if parent and checksum(file) != parent.rpartition(":")[2]:
         message = f"`train.init`: `{file}` is no longer `{parent.partition(' ')[0]}`"
         raise MissingError(message, hint="restore those weights, or set `train.init` again")
@@ -413,7 +414,7 @@ def autoencoder_run(name: str) -> Run | None:
         if "latent" in catalog.card_of(stage, part_of(stage.tree()).model).can:
             return stage
     message = f"`data.latent`: `{run.id}` has no image latents"
-    raise UsageError(message, hint="gz list models --can latent")
+    raise UsageError(message, hint=gz("list", "models", can="latent"))
 
 
 # ---------------------------------------------------------------------------- trained models

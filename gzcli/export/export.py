@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.errors import DamagedError, UsageError
+from gzcli.core.hints import Option, advice, gz, setting
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine import sampler
@@ -75,10 +76,10 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
     """
     if not hasattr(trained.model, "to_diffusers"):
         message = f"`{trained.name}` has no counterpart in diffusers"
-        raise UsageError(message, hint="gz list models --can export")
+        raise UsageError(message, hint=gz("list", "models", can="export"))
     if getattr(trained.model, "clusters", None) is not None:
         message = f"diffusers has no pipeline that draws clusters, which `{trained.title}` is conditioned on"
-        hint = "use `--to file`, or train with `--set model.clusters=0`"
+        hint = advice("use {}, or train with {}", Option("to", "file"), setting("model.clusters", 0))
         raise UsageError(message, hint=hint)
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(out)
@@ -140,7 +141,7 @@ def _parts(trained: Trained) -> dict[str, Run]:
             outside["data.latent"] = name
     for key, name in outside.items():
         if name and name not in TINY and (not is_id(str(name)) or Path(str(name)).expanduser().is_dir()):
-            hint = f"train with the name of a hub repository: `--set {key}=owner/name`"
+            hint = advice("train with the name of a hub repository: {}", setting(key, "owner/name"))
             raise UsageError(f"`{key}` is the folder `{name}`, which a file cannot contain", hint=hint)
     stages = {f"{STAGES}/{stage.path.name}": stage for stage in owner.stages}
     return parts | (stages or {MAIN if parts else "": trained.run})

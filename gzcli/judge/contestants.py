@@ -20,6 +20,7 @@ from torch import Tensor
 from gzcli.core import ranks
 from gzcli.core.devices import clock, synchronise
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, gz
 from gzcli.core.types import Progress
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
@@ -197,7 +198,7 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
             fit = f"`{run.run.id}` was trained with `data.fit: {run.part.data.fit}`"
             why, criterion = f"{fit}, but `{first.run.id}` with `{first.part.data.fit}`", "fit"
         if run.form != first.form:
-            hint = f"run `gz bench` once for each {criterion}"
+            hint = advice(f"run {{}} once for each {criterion}", gz("bench"))
             raise UsageError(f"{why}: their metrics are not comparable", hint=hint)
     return first.form
 

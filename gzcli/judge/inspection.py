@@ -14,6 +14,7 @@ import torch
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import gz
 from gzcli.core.types import Say
 from gzcli.core.units import counted
 from gzcli.data.packs.open import PackOptions, open_pack
@@ -122,7 +123,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
     began = time.monotonic()
     path = Path(job.input)
     if (layout := open_inspection(path)) is None:
-        raise UsageError(f"`{path}` is not an inspection set", hint="gz ood --in ./good --input ./today")
+        raise UsageError(f"`{path}` is not an inspection set", hint=gz("ood", in_="./good", input="./today"))
     judged = by_method(job, layout, log) if job.method else by_run(job, layout, device, log)
     if ranks.rank():
         return {}

@@ -14,6 +14,7 @@ import torch
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import Option, advice
 from gzcli.core.units import MOST
 from gzcli.data.library import listed_images
 from gzcli.data.packs.open import PackOptions, open_pack
@@ -153,7 +154,7 @@ def open_sets(home: Pack, form: PackOptions, job: OodJob, log: Log) -> dict[str,
             meta = sets[name].meta
             if meta.digest == home.meta.digest or meta.title == home.meta.title:
                 message = f"`{name}` is both the in- and the out-of-distribution set"
-                raise UsageError(message, hint="choose another set for `--out`")
+                raise UsageError(message, hint=advice("choose another set for {}", Option("out")))
     if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.reference}` has no test images")
     return sets

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError, MissingError, UsageError, did_you_mean
+from gzcli.core.hints import Option, advice, gz
 from gzcli.core.types import Batch, ImageNoise, Say
 from gzcli.core.units import affordable
 from gzcli.data.packs.batches import to_uint8
@@ -96,7 +97,7 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
     """The map of the first score that has one, otherwise the first map. Likelihood scores share the map of
     `nll`; `local` has the first map."""
     if not (maps := model_maps(model)):
-        hint = "gz list models --can map"
+        hint = gz("list", "models", can="map")
         raise UsageError(f"`{name}` has no anomaly maps", hint=hint)
     preferred = ["nll" if score in SCORES or score == WAIC else score for score in scores]
     return next((score for score in preferred if score in maps), maps[0])
@@ -122,7 +123,7 @@ def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
         chosen.append(LOCAL)
     if not chosen:
         message = f"`{trained.name}` has no score for out-of-distribution images"
-        raise UsageError(message, hint="gz list models --can ood")
+        raise UsageError(message, hint=gz("list", "models", can="ood"))
     for score in chosen:
         if score not in options and score in SCORES:
             message = f"`{trained.name}` has no likelihood, which the score `{score}` needs"
@@ -352,7 +353,7 @@ def check_background(trained: Trained, background: Trained | None) -> None:
         stages = (f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1])
         sets = " ".join(f"--set {option}" for option in (f"{run.in_owner}data.augment=[mutate]", *stages))
         train = f"`gz train {trained.name} --data {data} {sets} --name background`"
-        hint = f"run {train}, then add `--background background`"
+        hint = advice(f"run {train}, then add {{}}", Option("background", "background"))
         raise MissingError("the score `ratio` needs a background run", hint=hint)
     form, background_form = ((run.info.shape, run.info.levels) for run in (trained, background))
     if form != background_form:
@@ -572,7 +573,9 @@ def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
     if WAIC not in requested:
         return names
     if not job.others:
-        raise UsageError(f"the score `{WAIC}` needs several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
+        raise UsageError(
+            f"the score `{WAIC}` needs several runs", hint=gz("ood", "RUN", "RUN2", "RUN3", score="waic")
+        )
     choose(trained, ["nll"])
     return list(requested)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, canonical
-from gzcli.core.hints import Hint, Option, advice
+from gzcli.core.hints import Hint, Option, advice, gz
 from gzcli.core.sections import LaunchSection
 from gzcli.core.types import DataInfo
 from gzcli.core.units import as_size
@@ -186,7 +186,7 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
     if stages := json.loads(texts.get("built_on") or "{}") or json.loads(texts["recipe"]).get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
         message = f"`{file}` needs the weights of {named}, which are stored in its run"
-        hint = "pass the run or its folder, or a file from `gz runs export RUN`"
+        hint = advice("pass the run or its folder, or a file from {}", gz("runs export", "RUN"))
         raise MissingError(message, hint=hint)
     for tree in trees.values():
         name = tree["model"]["name"]
@@ -194,7 +194,7 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
             catalog.card(name)
         except UsageError as e:
             message = f"`{file}` needs the model file of `{name}`, which is not available"
-            hint = "put the model file into a folder listed in `GZ_MODELS`"
+            hint = advice("put the model file into a folder listed in `GZ_MODELS`")
             raise MissingError(message, hint=hint) from e
         weights = {"model.base": tree["model"].get("base")}
         if bundle.LATENT not in trees:
@@ -219,6 +219,6 @@ def metadata(file: Path) -> dict[str, str]:
         ) from e
     if "recipe" not in texts or "data" not in texts:
         message = f"`{file}` does not name its model"
-        hint = "pass the `model.safetensors` of a gz run, or a file from `gz runs export`"
+        hint = advice("pass the `model.safetensors` of a gz run, or a file from {}", gz("runs export"))
         raise MissingError(message, hint=hint)
     return texts

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli.core import devices, signals, start, streams
 from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
-from gzcli.core.hints import Hint
+from gzcli.core.hints import Hint, gz
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, number_in, threads_wanted
 from gzcli.store import claims, files
@@ -206,12 +206,14 @@ def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
     if rank is None:
         rank = number_in("SLURM_NODEID", "nodes") or 0
     if not 0 <= rank < machines:
-        hint = f"gz train … --num-machines {max(machines, rank + 1)}"
+        hint = gz("train", "…", num_machines=max(machines, rank + 1))
         raise UsageError(f"`--machine-rank {rank}` must be less than {machines}: ranks start at 0", hint=hint)
     ip = section.main_ip or slurm_host()
     if ip is None:
         message = "several machines need `--main-process-ip`"
-        raise UsageError(message, hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST")
+        raise UsageError(
+            message, hint=gz("train", "…", num_machines=2, machine_rank=0, main_process_ip="HOST")
+        )
     # SLURM's number, with how often the job was queued again, is that of one start; every task of an array is
     # a job. Typed words are the same each time.
     if number := os.environ.get("SLURM_JOB_ID"):

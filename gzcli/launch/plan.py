@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from gzcli.core import rates
 from gzcli.core.devices import cpu_name, trains_on_cpu
 from gzcli.core.errors import DeviceError, GzError, MissingError, UsageError
+from gzcli.core.hints import Option, advice, gz, setting
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import as_size
@@ -142,7 +143,7 @@ def to_start_from(what: str, data: str | None) -> Run:
     """The run whose weights a training on a set starts from. Raises UsageError if no set is named,
     MissingError for a run without weights."""
     if data is None:
-        hint = f"gz train {what} --data NAME|PATH"
+        hint = gz("train", what, data="NAME|PATH")
         raise UsageError(f"`gz train {what}` needs `--data`, the images to fine-tune on", hint=hint)
     return find_run(what)
 
@@ -176,7 +177,7 @@ def start_of(name: str, run: Run) -> Weights:
 def weights_of(name: str, run: Run) -> dict[str, Any]:
     """The keys `init` and `parent` of a training that starts from the weights of a run."""
     if (file := run.weights) is None:
-        raise MissingError(f"`{name}` has no weights yet", hint=f"gz train {name} --resume")
+        raise MissingError(f"`{name}` has no weights yet", hint=gz("train", name, resume=True))
     return {"init": str(file.absolute()), "parent": f"{name} sha256:{files.checksum(file)}"}
 
 
@@ -300,8 +301,7 @@ def prepare(
         if busy := next((run for run in similar if run.is_held), None):
             raise claims.in_use(busy)
         message = f"no unfinished run of `{request.recipe.card.name}` on `{request.recipe.data.name}`"
-        hint = f"gz train {request.what}" + (f" --data {request.data}" if request.data else "")
-        raise MissingError(message, hint=hint)
+        raise MissingError(message, hint=gz("train", request.what, data=request.data))
     if run is None and alias is not None:
         runs.check_alias(alias)
     if run and plan.machines == 1:
@@ -325,7 +325,10 @@ def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
                 return run
         time.sleep(0.5)
     message = f"machine 0 did not create the run in `{store}` within {patience / 60:.0f} minutes"
-    hint = "start the same command there with `--machine-rank 0`; all machines must share one `GZ_HOME`"
+    hint = advice(
+        "start the same command there with {}; all machines must share one `GZ_HOME`",
+        Option("machine_rank", 0),
+    )
     raise MissingError(message, hint=hint)
 
 
@@ -411,10 +414,10 @@ def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> N
         size, accumulate = part.train.batch_size, part.train.accumulate
         if size % (pieces := processes * accumulate) == 0:
             continue
-        hint = f"--set {part.in_recipe}train.batch_size={near_batch(size, pieces)}"
+        hint = advice(setting(f"{part.in_recipe}train.batch_size", near_batch(size, pieces)))
         if goes_on:
             able = next(n for n in range(processes, 0, -1) if n == 1 or size % (n * accumulate) == 0)
-            hint = f"a resumed run keeps its batch size: resume on {in_words(able, 1)}"
+            hint = advice(f"a resumed run keeps its batch size: resume on {in_words(able, 1)}")
         raise UsageError(
             f"`{part.in_recipe}train.batch_size` is the global batch: {size} cannot be divided among "
             f"{in_words(processes, accumulate)}",
@@ -446,7 +449,9 @@ def continued(run: Run, typed: Resolved) -> Recipe:
             differ.append(f"  train.steps: the run has done {done}, {steps} requested")
     if differ:
         message = "\n".join([f"`{run.id}` cannot resume with a different recipe", *differ])
-        raise UsageError(message, hint="omit these settings, or start a new run without `--resume`")
+        raise UsageError(
+            message, hint=advice("omit these settings, or start a new run without {}", Option("resume"))
+        )
     return recipe.lengthened(lengths).launched(launched_again(run, typed))
 
 

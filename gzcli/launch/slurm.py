@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import Option
 
 WARNING = 180  # seconds between the signal and the time limit, enough for a checkpoint
 CORES_OF_A_PROCESS = 2  # CPU cores per process that a job asks for by default
@@ -45,7 +46,7 @@ def options(words: Iterable[str]) -> dict[str, str | None]:
         key, equals, value = word.removeprefix("--").partition("=")
         if not _KEY.fullmatch(key) or not value.isprintable() or _UNQUOTED & set(value):
             message = f"`--slurm {word}` is not an option of `sbatch`"
-            raise UsageError(message, hint="--slurm partition=gpu --slurm time=2:00:00")
+            raise UsageError(message, hint=Option("slurm", "partition=gpu"))
         chosen[key] = value if equals else None
     return chosen
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, UsageError, choose
+from gzcli.core.hints import Option, advice, gz
 from gzcli.core.sections import LaunchSection, tuples
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import BUDGETS, seconds_of
@@ -73,7 +74,7 @@ class Terms:
         """The terms of a single entry, by its key."""
         model, _, seed = entry.rpartition(":")
         if not model or not seed.isdecimal():
-            raise UsageError(f"`--entry {entry}` is not an entry of a league", hint="--entry vae:0")
+            raise UsageError(f"`--entry {entry}` is not an entry of a league", hint=Option("entry", "vae:0"))
         return replace(self, models=(model,), seeds=(int(seed),))
 
     def write(self, folder: Path) -> None:
@@ -129,7 +130,7 @@ def ask(
     """
     job = replace(job, launch=beside_others(job.launch)) if at_once else job
     if not job.data:
-        hint = f"gz league --budget {budget or '8m'} --data mnist"
+        hint = gz("league", budget=budget or "8m", data="mnist")
         raise UsageError("a league needs `--data`, the data set to train on", hint=hint)
     if budget is None:
         raise UsageError("a league needs `--budget`, the training time per model", hint=BUDGETS)
@@ -213,7 +214,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     flags["train.minutes"] = minutes(terms.budget / len(parts))
     request = planning.ask(name, terms.data, (), flags)
     if request.earlier:
-        raise UsageError(f"`{name}` is a run, but a league needs models", hint=f"gz bench {name}")
+        raise UsageError(f"`{name}` is a run, but a league needs models", hint=gz("bench", name))
     plan = launcher.plan(request.recipe.launch, every_gpu=True)
     if len(parts) > 1:
         budgets = [minutes(share * terms.budget) for share in shares_of(request, plan, say)]
@@ -228,7 +229,7 @@ def beside_others(launch: LaunchSection) -> LaunchSection:
     does not depend on the machine, because it is part of a run's identity."""
     if (launch.gpus or 1) != 1 or launch.processes:
         message = "`--jobs` gives each training one GPU, or one core"
-        raise UsageError(message, hint="omit `--gpus`")
+        raise UsageError(message, hint=advice("omit {}", Option("gpus")))
     on_cpu = launch.cpu or launch.gpus == 0
     if launch.gpus or (not on_cpu and launcher.usable_gpus().usable):
         return replace(launch, gpus=1, threads=CORES_OF_A_PROCESS)

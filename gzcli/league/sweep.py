@@ -10,7 +10,6 @@ import json
 import math
 import random
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise, product
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from gzcli.core import signals
 from gzcli.core.errors import DamagedError, DivergedError, GzError, Interrupted, MissingError, UsageError
+from gzcli.core.hints import Option, advice, setting
 from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.data.packs.augment import patch_of
@@ -154,23 +154,23 @@ def sweep_of(
     n = trials or max(USUAL, size) if ranges else size
     if n > MOST:
         message = f"there are {n:,} settings, but a sweep tries at most {MOST:,}"
-        raise UsageError(message, hint="use fewer values, or ranges with `--trials N`")
+        raise UsageError(message, hint=advice("use fewer values, or ranges with {}", Option("trials", "N")))
     integers = {key for key in ranges if schema.takes_integers(schema.schema(recipe.card), key)}
     settings = drawn(lists, ranges, integers, n, flags["seed"])
     if trials and len(settings) < n:
         message = f"`--trials {n}`: these ranges have only {len(settings)} different settings"
-        raise UsageError(message, hint=f"--trials {len(settings)}")
+        raise UsageError(message, hint=Option("trials", len(settings)))
     if len(settings) < 2:
         raise UsageError(
             "a sweep needs at least two settings",
-            hint="`--set optim.lr=1e-3,3e-3`, or `--set optim.lr=1e-4..1e-2`",
+            hint=advice("{}, or {}", setting("optim.lr", "1e-3,3e-3"), setting("optim.lr", "1e-4..1e-2")),
         )
     sweep = Sweep(model, recipe.data.name, budget, len(settings), flags, fixed, lists, ranges, settings)
     if sweep.first < SHORTEST:
         message = (
             f"the budget gives each of {sweep.trials} trials only {sweep.first:.1g} s in the first round"
         )
-        hint = f"use `--budget {least_budget(budget, sweep.first)}` or more, or fewer values"
+        hint = advice("use {} or more, or fewer values", Option("budget", least_budget(budget, sweep.first)))
         raise UsageError(message, hint=hint)
     check(sweep, progress, dry_run)
     return sweep
@@ -187,7 +187,7 @@ def parsed(
         key = key.strip()
         if key in typed:
             both = f"{typed[key]},{value.strip()}"
-            hint = "omit one of them" if _RANGE.search(both) else f"--set {shlex.quote(f'{key}={both}')}"
+            hint = "omit one of them" if _RANGE.search(both) else setting(key, both)
             raise UsageError(f"`--set {text}`: `{key}` is set twice", hint=hint)
         typed[key] = value.strip()
         if key in _LENGTH:
@@ -196,7 +196,7 @@ def parsed(
             ranges[key] = low, high = float(match[1]), float(match[2])
             if not 0 < low < high < math.inf:
                 message = f"`--set {text}` is not a range of numbers above 0"
-                raise UsageError(message, hint=f"--set {key}=1e-4..1e-2")
+                raise UsageError(message, hint=setting(key, "1e-4..1e-2"))
         elif len(values := values_of(value)) > 1:
             lists[key] = values
         else:
@@ -244,16 +244,16 @@ def check(sweep: Sweep, progress: Report, dry_run: bool) -> None:
                 message = f"`{name}` {flow(shared[name])} and {flow(value)} have no common validation metric"
                 raise UsageError(message, hint=f"run a sweep for each `{name}`")
     seen: dict[str, Setting] = {}
-    for request, setting in zip(requests, sweep.settings, strict=True):
+    for request, words in zip(requests, sweep.settings, strict=True):
         recipe = request.recipe if dry_run else Training.of(request, progress=progress).recipe
         if recipe.parts[0].train.best == "none":
             raise UsageError(
-                "the sweep needs a validation metric to compare settings", hint="--set train.best=loss"
+                "the sweep needs a validation metric to compare settings", hint=setting("train.best", "loss")
             )
         key = json.dumps(trained(recipe.tree()), sort_keys=True)
         if key in seen:
-            raise UsageError(f"`{' '.join(seen[key])}` and `{' '.join(setting)}` are the same setting")
-        seen[key] = setting
+            raise UsageError(f"`{' '.join(seen[key])}` and `{' '.join(words)}` are the same setting")
+        seen[key] = words
 
 
 def validation(part: Part) -> dict[str, Any]:
@@ -419,7 +419,7 @@ def value_at(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> float
     run.update(first_steps=record.steps)
     if (best := run.best) is None:
         raise UsageError(
-            "the sweep needs a validation metric to compare settings", hint="--set train.best=loss"
+            "the sweep needs a validation metric to compare settings", hint=setting("train.best", "loss")
         )
     last = record.steps << rung
     if best.step <= last:

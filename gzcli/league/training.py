@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gzcli.core import signals
 from gzcli.core.errors import DivergedError, Interrupted
+from gzcli.core.hints import advice, gz
 from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.data.packs.open import open_pack, pack_options
@@ -90,7 +91,7 @@ class Training:
             return run
         if run and run.state == "diverged":
             message = (run.status().get("error") or {}).get("message", "the loss is not finite")
-            raise DivergedError(message, hint=f"to try again, first run `gz runs remove {run.id}`")
+            raise DivergedError(message, hint=advice("to try again, first run {}", gz("runs remove", run.id)))
         plan, recipe = self.plan, self.recipe
         if run:
             plan = launcher.plan(launched_again(run, self.request.recipe), every_gpu=True)

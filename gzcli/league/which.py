@@ -19,6 +19,7 @@ from typing import Any
 
 from gzcli.core import measured
 from gzcli.core.errors import MissingError, UsageError, choose
+from gzcli.core.hints import Option, advice
 from gzcli.core.sections import LaunchSection
 from gzcli.core.types import Say, silent
 from gzcli.core.units import duration, seconds_of
@@ -188,7 +189,7 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     else:
         models = candidates(terms.data, needs)
     if not models:
-        hint = "ask for fewer capabilities, or choose models with `--models`"
+        hint = advice("ask for fewer capabilities, or choose models with {}", Option("models"))
         raise UsageError(f"no model of the shipped leagues fits `{terms.data}`", hint=hint)
     data = locate(terms.data)
     judges = metrics_of(facts_of(data))
@@ -196,7 +197,9 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     race = Race(models, replace(terms, job=replace(terms.job, metrics=judges)), terms.budget)
     if (least := race.rounds[0][1]) < SHORTEST:
         message = f"the budget gives each of {len(models)} models only {least:.1g} s in the first round"
-        raise UsageError(message, hint=f"use `--budget {least_budget(terms.budget, least)}` or more")
+        raise UsageError(
+            message, hint=advice("use {} or more", Option("budget", least_budget(terms.budget, least)))
+        )
     return race
 
 
@@ -213,7 +216,9 @@ def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:
     facts = facts_of(locate(data))
     if "labels" in needs and facts and facts.classes == 0:
         message = f"`--need labels`: `{data}` has no labels"
-        raise UsageError(message, hint="sort the images into class folders, or omit `--need labels`")
+        raise UsageError(
+            message, hint=advice("sort the images into class folders, or omit {}", Option("need", "labels"))
+        )
     usual, models = suggest(facts.classes if facts else None), able(needs)
     while True:
         chosen = shortlist(excesses(), models, usual)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gzcli.core.errors import DISK, GzError, MissingError, UsageError
+from gzcli.core.hints import Option, advice
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import size as size_in_words
 from gzcli.data.download import http
@@ -171,7 +172,9 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
     elif os.path.exists(source):
         last, is_folder = os.path.basename(source), os.path.isdir(source)
     else:
-        raise MissingError(f"`{source}` does not exist", hint="give `--from` a folder, a file or a URL")
+        raise MissingError(
+            f"`{source}` does not exist", hint=advice("give {} a folder, a file or a URL", Option("from"))
+        )
     if is_folder:
         local_names = [_join(source, file.name), _join(source, spec.name, file.name)]
         return local_names if is_url(source) else [next(filter(os.path.exists, local_names), local_names[0])]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gzcli.core.devices import SideStream, kind_of
 from gzcli.core.errors import UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, from_rows, mix, moved
 from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
 from gzcli.data.packs.pack import Pack
@@ -224,7 +225,7 @@ class TrainBatches:
         needs: Sequence[str] = (),
     ):
         if batch_size < world or batch_size % world:
-            hint = f"use `--set train.batch_size={max(1, batch_size // world) * world}`"
+            hint = advice("use {}", setting("train.batch_size", max(1, batch_size // world) * world))
             raise UsageError(f"a batch of {batch_size} cannot be divided among {world} processes", hint=hint)
         self.seed, self.levels, self.device = images.seed, images.levels, images.device
         self.total, pack = batch_size, images.pack

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.core.types import Report, Say, silent
 from gzcli.core.units import as_size, counted, sides
 from gzcli.data.packs.pack import SPLITS, PackFolder
@@ -142,7 +143,11 @@ def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[R
     if values.is_picture:
         notes = [*images.notes, f"{words}; packed with 8 bits, as {why}"]
         return replace(pictured, further={}, notes=notes), None
-    hint = "raise `GZ_PACK_LIMIT`, or set `data.size`" if large else "omit it, or use `--set data.fit=crop`"
+    hint = (
+        "raise `GZ_PACK_LIMIT`, or set `data.size`"
+        if large
+        else advice("omit it, or use {}", setting("data.fit", "crop"))
+    )
     raise UsageError(f"`{images.title}` has {channels} channels and cannot be packed, as {why}", hint=hint)
 
 
@@ -332,7 +337,7 @@ def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[
     """The packed shape, and the decoding to it. Raises UsageError if the user must set a size."""
     c, h, w = native
     if not form.size and not mixed and max(h, w) > LARGEST:
-        hint = "use `--set data.size=64` to resize them when they are packed"
+        hint = advice("use {} to resize them when they are packed", setting("data.size", 64))
         raise UsageError(
             f"the images of `{images.title}` are too large to use without resizing ({w}×{h} pixels)",
             hint=hint,
@@ -540,7 +545,9 @@ def _refuse_further(images: RawImages) -> None:
     if images.further:
         extras = extras_in_words(images.further)
         message = f"`{images.title}` has {extras}, which `data.fit: aspect` does not support"
-        raise UsageError(message, hint="use `--set data.fit=crop` or `--set data.fit=pad`")
+        raise UsageError(
+            message, hint=advice("use {} or {}", setting("data.fit", "crop"), setting("data.fit", "pad"))
+        )
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from gzcli.core.errors import DISK, GzError, MissingError, UsageError, system_error
+from gzcli.core.hints import advice, setting
 from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import Size, as_size, canonical_size, counted, number_in, packable, sides
@@ -98,7 +99,7 @@ def open_pack(
         raise UsageError(f"`data.channels` must be 1 (grey) or 3 (RGB), not {channels}")
     size = None if size is None else packable(size)
     if fit == "aspect" and (size is None or patch):
-        hint = "use `--set data.size=512`, and remove `patch` from `data.augment`"
+        hint = advice("use {}, and remove `patch` from `data.augment`", setting("data.size", 512))
         raise UsageError(
             "`data.fit: aspect` needs a `data.size`, and whole images instead of patches", hint=hint
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError
+from gzcli.core.hints import Option, advice, setting
 from gzcli.core.sections import Fit
 from gzcli.core.types import DataInfo
 from gzcli.core.units import by_sides, counted, middle
@@ -231,7 +232,7 @@ class Pack:
         if channels in (1, 3) and levels and levels <= 256:
             return self
         have = "are real numbers" if depth is None else f"have {depth:,} levels"
-        hint = "use `--set data.levels=null`"
+        hint = advice("use {}", setting("data.levels", None))
         raise UsageError(
             f"`data.levels: {levels}` does not fit `{self.meta.reference}`, whose values {have}", hint=hint
         )
@@ -265,7 +266,11 @@ class Pack:
                 remainder = f" and {more:,} more {split} images are" if more else " is"
                 small_ones = f"`{names[small[0]]}` of `{self.meta.title}` ({width}×{height}){remainder}"
                 break
-        hint = f"use `--set 'data.augment=[patch={least}]'`, or enlarge them by `--set data.size={patch}`"
+        hint = advice(
+            "use {}, or enlarge them by {}",
+            setting("data.augment", f"[patch={least}]"),
+            setting("data.size", patch),
+        )
         raise UsageError(f"{small_ones} smaller than the patch of {patch}×{patch}", hint=hint)
 
     def _load(self, split: str, kind: str = "") -> np.ndarray:
@@ -338,7 +343,7 @@ def check_unchanged(folder: Path, meta: PackMeta) -> None:
         changes = ", ".join(_changes(before, now))
     except (KeyError, TypeError, ValueError):  # a damaged record does not end a training
         return
-    hint = "restore the images, or train again without `--resume`"
+    hint = advice("restore the images, or train again without {}", Option("resume"))
     raise MissingError(f"`{meta.title}` has changed since `{folder.name}` was trained: {changes}", hint=hint)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, GzError, UsageError
+from gzcli.core.hints import advice, setting
 from gzcli.core.units import number_in
 from gzcli.data.readers.images import Block, Span, read_span, size_of
 from gzcli.data.readers.pictures import Decoding, decode
@@ -200,7 +201,10 @@ class Pictures:
         if image.shape != self.shape[1:]:
             _, h0, w0 = self.shape[1:]
             message = f"the images have mixed sizes: `{name}` is {w}×{h}, but others are {w0}×{h0}"
-            raise UsageError(message, hint="use `--set data.size=64` to crop them to squares and resize them")
+            raise UsageError(
+                message,
+                hint=advice("use {} to crop them to squares and resize them", setting("data.size", 64)),
+            )
         return image
 
 
