@@ -149,7 +149,7 @@ def test_a_missing_run_is_told_with_the_set_as_it_was_typed_and_with_a_run_on_it
             runs.find("fm", data="photos-abc", typed="./my photos")
         hints.append(error.value.hint)
         runs.create("cfm", "photos-abc", alias=alias).update(state="finished")
-    assert hints == [(line := "gz train fm --data './my photos'"), f"{line}, or use your run `mine`"]
+    assert hints == [(line := "gz train fm --data './my photos'"), f"`{line}`, or use your run `mine`"]
 
 
 def test_ids_are_in_order_and_the_newest_is_the_last_one_made_whatever_the_clock_says(home, monkeypatch):
