@@ -149,7 +149,7 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     held_out, fitted = split_held_out(home, is_good_test(locate(trained.part.data.name), "alarm"))
     held_out = replace(held_out, index=np.sort(held_out.index[:HELD_OUT]))
     name = map_of(trained.model, (), trained.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     try:
         with torch.no_grad():
             net = LocalMap(trained, name, levels).eval()

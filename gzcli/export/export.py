@@ -81,6 +81,7 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
         hint = "use `--to file`, or train with `--set model.clusters=0`"
         raise UsageError(message, hint=hint)
     pipeline = trained.model.to_diffusers()
+    files.make_folder(Path(out))
     pipeline.save_pretrained(out)
     files.readable(Path(out))
     name, usage = type(pipeline).__name__, getattr(pipeline, "usage", None)
