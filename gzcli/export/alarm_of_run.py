@@ -151,7 +151,7 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
         log.info(note)
     held_out = replace(held_out, index=np.sort(held_out.index[:HELD_OUT]))
     name = map_of(trained.model, (), trained.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     try:
         with torch.no_grad():
             net = LocalMap(trained, name, levels).eval()

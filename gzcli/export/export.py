@@ -82,6 +82,7 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
         hint = advice("use {}, or train with {}", Option("to", "file"), setting("model.clusters", 0))
         raise UsageError(message, hint=hint)
     pipeline = trained.model.to_diffusers()
+    files.make_folder(Path(out))
     pipeline.save_pretrained(out)
     files.readable(Path(out))
     name, usage = type(pipeline).__name__, getattr(pipeline, "usage", None)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gzcli.core.errors import PLACE, SPACE, DamagedError, GzError, MissingError, first_line
+from gzcli.core.errors import PLACE, SPACE, DamagedError, GzError, MissingError, first_line, system_error
 from gzcli.core.units import size as size_in_words
 
 if TYPE_CHECKING:
@@ -434,7 +434,7 @@ def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a file beside `path`, which replaces `path` once it is completely on the disk. An error of the
-    system names `path`."""
+    system names `path`. Raises MissingError if no file can be created there, as in `/proc`."""
     part = part_path(path)
     try:
         yield part
@@ -443,6 +443,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as e:
         if e.errno and str(e.filename or part) == str(part):  # a failed write names no file
             e.filename = str(path)
+            if isinstance(e, FileNotFoundError):
+                raise system_error(e) or MissingError(f"`{path}` cannot be created", hint=PLACE) from e
         raise
     finally:
         part.unlink(missing_ok=True)

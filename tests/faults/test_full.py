@@ -165,6 +165,13 @@ def test_a_set_that_cannot_be_packed_is_a_message_and_leaves_nothing(limit, prob
 def test_a_folder_that_cannot_be_made_is_a_message(call, tmp_path, monkeypatch):
     code, _, stderr = call("recipe", "copy", "vae", "/proc/nothing/vae.yaml")
     assert code == 3 and stderr.startswith("error: the folder `/proc/nothing` cannot be created\n")
+    code, _, stderr = call("recipe", "copy", "vae", "/proc/vae.yaml")
+    assert code == 3 and stderr.startswith("error: `/proc/vae.yaml` cannot be created\n")
+    for name, write in WRITERS.items():
+        with pytest.raises(files.MissingError, match="cannot be created"):
+            write(Path("/proc") / name)
+    monkeypatch.chdir("/proc")
+    assert call("model", "new", "mine")[0] == 3
     monkeypatch.setenv("GZ_HOME", "/proc/nothing")
     code, _, stderr = call("train", "vae", "--data", "digits", "--steps", "2")
     assert code == 3 and "the folder `/proc/nothing" in stderr and "`GZ_HOME`" in stderr
