@@ -171,7 +171,7 @@ def ood(
     set. For single images, use `gzcli.alarm`.
     """
     request = request_of(**locals())
-    folder = request.folder()
+    folder = request.new_folder()
     result = done(folder, request.job, quiet)
     rows = tuple(row_of(OodRow, row) for row in result["results"])
     return OodResult(request.run.id if request.run else None, rows, tuple(result["notes"]), folder)
@@ -228,7 +228,7 @@ def alarm(
         paths = tuple(Path(exported["path"]) / name for name in exported["files"])
     if portable and input is None:
         return AlarmResult(None, exported["method"], None, (), (), (), (), None, paths)
-    folder = request.folder()
+    folder = request.new_folder()
     result = done(folder, request.job, quiet)
     return AlarmResult(
         run=request.run.id if request.run else None,

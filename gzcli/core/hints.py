@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # verb → the function of Python that does the same
-CALLS = {verb: f"gzcli.{verb}" for verb in ("train", "ood", "bench", "which", "league", "sweep")}
+CALLS = {verb: f"gzcli.{verb}" for verb in ("train", "sample", "ood", "bench", "which", "league", "sweep")}
 LISTS = {
     **dict.fromkeys(("list", "list models"), "gzcli.models()"),
     **dict.fromkeys(("data list", "list data"), "gzcli.datasets()"),
@@ -24,6 +24,7 @@ SHELL_ONLY = {
     "report": "`gz report` reads the folder of a result",
     "submit": "a job script contains a command line",
     "slurm": "a job script contains a command line",
+    "open": "a notebook displays images",
     "fail": "a script reads `flagged` and `unreadable`",
     **dict.fromkeys(
         ("num_machines", "machine_rank", "main_process_ip"), "each machine has a command of its own"
@@ -77,20 +78,10 @@ class Command:
             return self.shell
         if listed := LISTS.get(" ".join([self.verb, *map(str, self.names)])):
             return listed
-        if self.verb == "sample":
-            return self._sample()
         if self.verb == "ood" and any(option.name in ("input", "export") for option in self.options):
             return self._alarm()
         call = CALLS.get(self.verb)
         return f"{call}({self._words(*self.names, *self.options)})" if call else self.shell
-
-    def _sample(self) -> str:
-        """Python loads a run, and then draws from it or applies it."""
-        of_run = [option for option in self.options if option.name == "data"]
-        do = [option.value for option in self.options if option.name == "do"]
-        rest = [option for option in self.options if option.name not in ("data", "do")]
-        method = "do" if do else "sample"
-        return f"gzcli.load({self._words(*self.names, *of_run)}).{method}({self._words(*do, *rest)})"
 
     def _alarm(self) -> str:
         """Python has a function of its own for single images."""

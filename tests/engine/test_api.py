@@ -34,6 +34,7 @@ from gzcli.league.call import league
 from gzcli.models.vae.vae import VAE
 from gzcli.store import model_files, runs
 from gzcli.store.paths import cache_dir
+from gzcli.store.png import FORMATS
 
 TEMPLATE = Path(testing.__file__).parent / "template.py"
 SMALL = {"model.net": "mlp", "model.hidden": (16,), "model.latent": 2, "train.best": "none"}
@@ -216,12 +217,16 @@ def test_parts_alone_run_as_the_page_says_and_load_nothing_of_the_trainer():
     assert not {"engine", "launch", "recipe", "cli", "judge", "api", "export"} & {*done.stdout.split()}
 
 
-CALLS = {"ood": (gzcli.ood, gzcli.alarm)}  # verb → the functions that have its options
+CALLS = {
+    "ood": (gzcli.ood, gzcli.alarm),
+    "sample": (gzcli.sample,),
+}  # verb → the functions that have its options
 
 
 @pytest.mark.parametrize("verb", CALLS)
 def test_a_call_has_the_options_of_its_verb(verb):
-    """Under the same names, but those of the table KEYWORDS; those of SHELL_ONLY are of the shell alone."""
+    """Under the same names, but those of the table KEYWORDS; those of SHELL_ONLY are of the shell alone. The
+    flags of formats are items of `formats`."""
     options = [param for param in app.build().commands[verb].params if param.param_type_name == "option"]
     flags = [max(param.opts, key=len).lstrip("-").replace("-", "_") for param in options]
     names = {
@@ -230,7 +235,35 @@ def test_a_call_has_the_options_of_its_verb(verb):
         for name, parameter in inspect.signature(call).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-    assert names - {"set"} == {KEYWORDS.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
+    renamed = KEYWORDS | dict.fromkeys(FORMATS if verb == "sample" else (), "formats")
+    assert names - {"set", "what"} == {renamed.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
+
+
+def test_samples_in_files_are_those_in_memory_and_are_drawn_again(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "run", in_process)
+    drawn = gzcli.sample("mine", n=4, seed=5, temperature=0.5, formats=["npz"], cpu=True, quiet=True)
+    expected = run.sample(4, seed=5, temperature=0.5)
+    np.testing.assert_array_equal(np.load(drawn.npz)["samples"].transpose(0, 3, 1, 2), expected)
+    assert (drawn.run, drawn.n, len(drawn.files)) == (run.id, 4, 4) and drawn.grid.parent == drawn.folder
+    again = gzcli.sample(like=drawn.files[2], out=tmp_path / "again", cpu=True, quiet=True)
+    assert again.difference.most == 0 and again.folder == tmp_path / "again" and again.n == 4
+    pictures = expected.save(tmp_path / "pictures")
+    rebuilt = gzcli.sample("mine", do="reconstruct", input=pictures, n=4, cpu=True, quiet=True)
+    assert rebuilt.n == 4 and drawn.difference is None
+    for words, options, text in (
+        ((), {}, "`gzcli.sample` needs a model"),
+        (("mine",), {"temprature": 1}, "has no option `temprature`\nhint: did you mean `temperature`?"),
+        (("mine",), {"labels": ["3"]}, "was not trained with labels"),
+        (("mine",), {"do": "reconstruct", "input": expected}, "are paths\nhint: `run.do(…)` takes arrays"),
+        (("mine",), {"formats": ["jpg"]}, "no format is called `jpg`"),
+        ((), {"like": drawn.files[2], "n": 3}, "cannot be used together"),
+    ):
+        with pytest.raises(gzcli.UsageError) as error:
+            gzcli.sample(*words, **options)
+        assert text in str(error.value)
+    for options in ({"prompts": Path("nowhere.txt")}, {"do": "reconstruct", "input": "nowhere"}):
+        with pytest.raises(gzcli.MissingError, match=r"`nowhere.* does not exist"):
+            gzcli.sample("mine", **options)
 
 
 def test_the_alarm_of_the_page_flags_a_foreign_image(tmp_path, monkeypatch):
