@@ -26,6 +26,7 @@ from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted
 from gzcli.data.sets.labels import class_names, class_numbers, in_turns
 from gzcli.data.sets.registry import data_key, slug
+from gzcli.launch.cost import UNKNOWN_IMAGE, Cost, sampling
 from gzcli.store import claims
 from gzcli.store.files import checksum
 from gzcli.store.paths import cache_dir
@@ -34,7 +35,6 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs
 
 if TYPE_CHECKING:
-    from gzcli.cli.plan import Drawing
     from gzcli.models.catalog import ModelCard
     from gzcli.store.jobs import SampleJob
 
@@ -187,28 +187,27 @@ def options_of(card: ModelCard, typed: SampleJob, words: list[str], ctx: typer.C
 
 def show_dry(run: Run, job: SampleJob, folder: Path) -> None:
     """Prints the cost of the job and its folder. The cost of an application is unknown."""
-    from gzcli.cli.plan import Drawing, show_drawing
+    from gzcli.cli.plan import show_sampling
 
     lines = [f"application: `{job.do}`"] * bool(job.do)
-    drawing = Drawing() if job.do else cost_of(run, job)
-    show_drawing([(run, job.n, drawing)], [*lines, f"files: {folder}"], out=folder)
+    image = UNKNOWN_IMAGE if job.do else cost_of(run, job)
+    show_sampling([(run, job.n, image)], [*lines, f"files: {folder}"], out=folder)
 
 
-def cost_of(run: Run, job: SampleJob) -> Drawing:
+def cost_of(run: Run, job: SampleJob) -> Cost:
     """The cost of an image with the job's options, as the run measured it if these are only its steps, and
     otherwise as an untrained copy takes on this machine."""
-    from gzcli.cli.plan import Drawing
     from gzcli.launch import forecast, launcher
 
-    measured = job.options.keys() <= {"steps"}
-    drawing = Drawing.of(run.model, run.data, run, job.options.get("steps")) if measured else Drawing()
-    if None not in (drawing.seconds, drawing.calls):
-        return drawing
+    measured, steps = job.options.keys() <= {"steps"}, job.options.get("steps")
+    image = sampling(run.model, run.data, run, steps) if measured else UNKNOWN_IMAGE
+    if None not in (image.each, image.calls):
+        return image
     plan = launcher.plan(job.launch, every_gpu=False)
     if not (drawer := forecast.drawer_of_run(run, plan, job.options)):
-        return drawing
-    (tried,) = forecast.drawn([drawer], (), partial(forecast.measured, say=out.info))
-    return drawing.or_as(tried)
+        return image
+    ((tried, _),) = forecast.image_costs([drawer], partial(forecast.measured, say=out.info))
+    return image.or_else(tried)
 
 
 def classes_of(run: Run, data: str) -> list[str]:
