@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from gzcli import league, models
     from gzcli.api import Data, datasets, load, open_data, runs, train
     from gzcli.api import LoadedRun as Run
-    from gzcli.api.compare import bench, compare, ood
+    from gzcli.api.compare import bench, compare
     from gzcli.api.samples import Samples
+    from gzcli.api.scoring import alarm, ood
     from gzcli.core.errors import DeviceError, DivergedError, GzError, MissingError, UsageError
     from gzcli.core.types import Batch, DataInfo, Noise, Progress
     from gzcli.league.call import sweep, which
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 # name → its module, and its name there if it differs
 _PLACES = {
     **dict.fromkeys(("Data", "datasets", "load", "open_data", "runs", "train"), "gzcli.api"),
-    **dict.fromkeys(("bench", "compare", "ood"), "gzcli.api.compare"),
+    **dict.fromkeys(("bench", "compare"), "gzcli.api.compare"),
+    **dict.fromkeys(("alarm", "ood"), "gzcli.api.scoring"),
     "Samples": "gzcli.api.samples",
     **dict.fromkeys(
         ("DeviceError", "DivergedError", "GzError", "MissingError", "UsageError"), "gzcli.core.errors"
@@ -56,6 +58,7 @@ __all__ = [
     "Samples",
     "UsageError",
     "__version__",
+    "alarm",
     "bench",
     "compare",
     "datasets",

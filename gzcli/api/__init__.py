@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gzcli.api import notebook
 from gzcli.api.samples import Samples
+from gzcli.api.scoring import request_of
 from gzcli.core.devices import pick_device
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.sections import PRECISIONS, Fit, LaunchSection, renamed
@@ -52,7 +53,6 @@ from gzcli.models.catalog import Param, card_of
 from gzcli.models.nn import full_fp32, spread_labels
 from gzcli.recipe.schema import Rule, check_value, score_options
 from gzcli.store import files
-from gzcli.store.jobs import AlarmJob
 from gzcli.store.metrics import metric_lines, summaries
 from gzcli.store.pretrained import PREFIX
 from gzcli.store.run_folder import Best
@@ -449,32 +449,35 @@ class LoadedRun:
         self,
         pictures: Any,
         *,
-        fpr: float = 0.01,
+        fpr: float | str | None = None,
+        calibrate: Any = None,
+        scores: str | Iterable[str] = (),
         n: int | None = None,
-        scores: Sequence[str] | None = None,
+        full: bool = False,
+        seeds: int | None = None,
+        background: str | Path | None = None,
         seed: int = 0,
         maps: bool = False,
+        png: bool = False,
         folder: str | Path | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
-        """Flags images that do not resemble the run's data set. Returns the JSON of `gz ood --input --json`.
+        """Flags images that do not resemble the run's data set, in this process. Returns the JSON of `gz ood
+        --input --json`.
 
-        images: an image, or a folder, zip, tar or npz of images; or images in memory.
-        fpr: false-positive rate: the share of ordinary images that may be flagged.
+        pictures: an image, or a folder, zip, tar or npz of images; or images in memory.
         n: number of held-out images to compare with; None: as many as the recipe's time budget allows.
-        scores: names of scores; None: the first score of the recipe.
-        seed: seed of the noise.
-        maps: whether to draw maps of the anomalous regions.
         folder: folder for the table and the images; None: in the run's folder.
 
-        Raises UsageError if the model lacks the scores or maps, or if there are too few held-out images.
+        The further parameters are those of `gzcli.alarm`. Raises UsageError if the model lacks the scores or
+        maps, or if there are too few held-out images.
         """
+        question = dict(locals())
+        for name in ("self", "pictures", "folder"):
+            del question[name]
+        job: Any = request_of(what=[self.path], data=None, input=pictures, quiet=True, **question).job
         target = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
         files.make_folder(target)
-        data = self.trained.part.data.name
-        path = str(Path(reference_of(pictures)).expanduser().absolute())
-        names = None if scores is None else tuple(scores)
-        settings: dict[str, Any] = {"scores": names, "n": n, "seed": seed, "maps": maps}
-        job = AlarmJob(str(self.path), data, path, fpr, checkpoint="last", **settings)
         return alarm.run(job, target, self.trained.device, Log(mode="quiet"))
 
     def __repr__(self) -> str:

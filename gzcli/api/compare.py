@@ -1,4 +1,4 @@
-"""Comparisons from Python: `gzcli.bench` and `gzcli.ood`."""
+"""Comparisons from Python: `gzcli.bench` and `gzcli.compare`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gzcli.core.devices import pick_device
-from gzcli.core.errors import UsageError
-from gzcli.core.sections import LaunchSection, part_of
+from gzcli.core.sections import LaunchSection
 from gzcli.core.spoken import spoken
 from gzcli.data.download.fetch import fetch_weights
 from gzcli.data.readers.memory import reference_of
-from gzcli.data.sets.registry import locate, slug
+from gzcli.data.sets.registry import locate
 from gzcli.engine.log import Log
 from gzcli.judge import bench as judge
 from gzcli.launch import comparing
-from gzcli.launch.from_file import find_run
 from gzcli.launch.jobs import do_job
-from gzcli.models.catalog import card_of
-from gzcli.recipe.schema import check_scores, check_value, score_options
 from gzcli.store import claims
-from gzcli.store.jobs import Job, OodJob
+from gzcli.store.jobs import Job
 from gzcli.store.paths import user_dir
 
 Split = Literal["test", "val", "train", "all"]  # of the real images
@@ -67,36 +63,6 @@ class BenchResult:
     def metrics(self) -> Mapping[str, float]:
         """The metrics of the first contestant."""
         return self.rows[0].metrics if self.rows else {}
-
-
-@dataclass(frozen=True)
-class OodRow:
-    """How well a score detects a foreign set. A `baseline` score uses no model."""
-
-    out: str
-    score: str
-    baseline: bool
-    auroc: float
-    aupr_in: float
-    aupr_out: float
-    fpr95: float
-    n_in: int
-    n_out: int
-
-
-@dataclass(frozen=True)
-class OodResult:
-    """Out-of-distribution scores of a run. `scores.csv` in `folder` contains the scores of single images."""
-
-    run: str
-    rows: tuple[OodRow, ...]
-    notes: tuple[str, ...]
-    folder: Path
-
-    @property
-    def best(self) -> OodRow | None:
-        """The model's score with the highest AUROC."""
-        return max((row for row in self.rows if not row.baseline), key=lambda row: row.auroc, default=None)
 
 
 @spoken
@@ -161,7 +127,7 @@ def bench(
 
 
 def _bench_result(result: Mapping[str, Any], folder: Path) -> BenchResult:
-    rows = tuple(_of(BenchRow, row) for row in result["rows"])
+    rows = tuple(row_of(BenchRow, row) for row in result["rows"])
     metric, places, floor = result["metric"], result["places"], result["floor"]
     return BenchResult(result["data"], metric, rows, places, floor, tuple(result["notes"]), folder)
 
@@ -198,63 +164,6 @@ def compare(
     return _bench_result(result, folder)
 
 
-@spoken
-def ood(
-    what: str | Path,
-    *,
-    out: Any,
-    data: Any = None,
-    scores: Iterable[str] = (),
-    n: int | None = None,
-    seed: int = 0,
-    cpu: bool = False,
-    quiet: bool = False,
-    **options: Any,
-) -> OodResult:
-    """Scores how foreign images of other data sets are to a model, as `gz ood` does.
-
-    what: name of a model (its newest finished run), or id, alias or folder of a run.
-    out: name or path of the foreign set, or a list of them.
-    data: the in-distribution set; None: that of the run.
-    scores: names of scores; (): those of the recipe.
-    n: number of images of each set; None: as many as the recipe's time budget allows.
-    seed: seed of the noise.
-    cpu: whether to use the CPU even if there are GPUs.
-    quiet: whether to print nothing.
-    options: keywords of the scores, such as `starts=8`.
-
-    Raises UsageError if the model does not have the score or the option, MissingError if there is no such
-    run. For single images, use `LoadedRun.judge`.
-    """
-    inside = None if data is None else locate(reference_of(data))
-    run = find_run(str(what), data=inside.key if inside else None)
-    part = part_of(run.serving.tree())
-    card, home = card_of(run, part.model), inside or locate(part.data.name)
-    rules = score_options(card)
-    if strange := [name for name in options if name not in rules]:
-        raise UsageError(
-            f"no score of `{card.name}` has the option `{strange[0]}`",
-            hint=f"options of the scores: {', '.join(rules)}",
-        )
-    values = {name: check_value(value, rules[name], name) for name, value in options.items()}
-    several = isinstance(out, list | tuple) and all(isinstance(name, str | Path) for name in out)
-    chosen, foreign = check_scores(scores, card), out if several else [out]
-    outs = tuple(locate(reference_of(each)).reference for each in foreign)
-    facts: dict[str, Any] = {
-        "launch": LaunchSection(cpu=cpu),
-        "seed": seed,
-        "n": n,
-        "options": values,
-        "checkpoint": "last",
-    }
-    job = OodJob(str(run.path), home.reference, outs, scores=tuple(chosen) or None, **facts)
-    label = "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
-    folder = claims.new_folder(run.path / "ood", label)
-    result = done(folder, job, quiet)
-    rows = tuple(_of(OodRow, row) for row in result["results"])
-    return OodResult(run.id, rows, tuple(result["notes"]), folder)
-
-
 def done(folder: Path, job: Job, quiet: bool) -> dict[str, Any]:
     """Runs the request in the engine and returns its result."""
     return do_job(
@@ -265,5 +174,6 @@ def done(folder: Path, job: Job, quiet: bool) -> dict[str, Any]:
     )
 
 
-def _of(kind: type, row: Mapping[str, Any]) -> Any:
+def row_of(kind: type, row: Mapping[str, Any]) -> Any:
+    """A row of a result as a value of this dataclass."""
     return kind(**{field.name: row[field.name] for field in fields(kind)})

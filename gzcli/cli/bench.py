@@ -137,8 +137,7 @@ def show_dry(request: Request) -> None:
     sets = f"{counted(len(job.images), 'set')} of images, " if job.images else ""
     further = out.fitted(f"then {sets}{', '.join(evaluation.parts)}")
     rows = [(run, job.n, cost) for run, cost in zip(request.runs, images, strict=True)]
-    seconds = evaluation.seconds() or 0.0
-    show_sampling(rows, further, seconds, judge_seconds=seconds)
+    show_sampling(rows, further, evaluation, judge_seconds=evaluation.seconds())
 
 
 def without_training(of_league: Mapping[str, Any], data: str | None) -> UsageError:

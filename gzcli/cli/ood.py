@@ -180,7 +180,7 @@ def ood(
         exported = write_alarm(portable)
         if input_ is None:
             return out.data(exported)
-    folder = request.folder()
+    folder = request.new_folder()
     result = jobs.do_job(folder, job)
     finish(result, folder, request, report, fail)
 

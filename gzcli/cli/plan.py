@@ -199,12 +199,9 @@ def figures(outlook: Outlook) -> dict[str, Any]:
 
 
 def show_sampling(
-    rows: Sequence[tuple[Run, int | None, Cost]],
-    further: Sequence[str],
-    evaluation: float = 0.0,
-    **facts: Any,
+    rows: Sequence[tuple[Run, int | None, Cost]], further: Sequence[str], evaluation: Cost, **facts: Any
 ) -> None:
-    """Prints the cost of sampling runs, further lines, and the total with the seconds of evaluation. The JSON
+    """Prints the cost of sampling runs, further lines, and the total with the cost of an evaluation. The JSON
     also has the facts. rows: a run, the number of its images (None: one for each input image), and the cost
     of one."""
     for run, n, cost in rows:
@@ -214,8 +211,8 @@ def show_sampling(
     seconds = together([cost.seconds(n) if n else None for _, n, cost in rows])
     for text in further:
         out.text(text)
-    if seconds and (evaluation or len(rows) > 1):
-        out.text(f"total: about {about(seconds + evaluation)}")
+    if seconds and (evaluation.fixed or len(rows) > 1):
+        out.text(f"total: about {about(seconds + (evaluation.fixed or 0.0))}")
     values = [{"run": run.id, "n": n, "seconds": cost.each, "calls": cost.calls} for run, n, cost in rows]
     out.data({"rows": values, "seconds": seconds, **facts})
 

@@ -15,7 +15,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FOREIGN = ("pip ", "hf ", "srun ", "docker ", "accelerate ", "cd ", "ulimit ")  # commands of other programs
-NAMES = {"label": "labels", "in": "data", "train_missing": "league", "lr": "set"}  # flag → keyword
+# flag → keyword
+NAMES = {"label": "labels", "in": "data", "train_missing": "league", "lr": "set", "score": "scores"}
+NAMES |= {"map": "maps", "prompt": "prompts"}
+# options of verbs that no call has → why
+SHELL_ONLY = {
+    "json": "a call returns values",
+    "dry_run": "it prints a forecast for a person",
+    "report": "`gz report` reads the folder of a result",
+    "submit": "a job script contains a command line",
+    "slurm": "a job script contains a command line",
+    "fail": "a script reads `flagged` and `unreadable`",
+}
 LISTS = {"models": "gzcli.models()", "data": "gzcli.datasets()", "runs": "gzcli.runs()"}
 _SET = re.compile(r"""--set '?([\w.]+)=((?:\[[^\]]*\])|"[^"]*"|[^\s`']+)'?(?:,? (?=--set))?""")
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*)(?:[ =]([\w./%-]+))?")
@@ -99,6 +110,8 @@ def _call(command: str) -> str | None:
         model = {key: options.pop(key) for key in ("data",) if key in options}
         opened = ", ".join([*names, *(f"{key}={value}" for key, value in model.items())])
         return f"gzcli.load({opened}).sample({', '.join(f'{k}={v}' for k, v in options.items())})"
+    if verb == "ood" and options.keys() & {"input", "export"}:
+        verb, names = "alarm", [*(options.pop(name, "None") for name in ("data", "input")), *names]
     return f"gzcli.{verb}({', '.join([*names, *(f'{key}={value}' for key, value in options.items())])})"
 
 

@@ -215,7 +215,7 @@ class Request:
         """Whether the model or the method has maps of where an image is unusual."""
         return bool(self.card.maps) if self.card else METHODS[self.job.method or ""].mapped
 
-    def folder(self) -> Path:
+    def new_folder(self) -> Path:
         """A new folder for the job."""
         return claims.new_folder(self.place, self.name)
 

@@ -17,7 +17,6 @@ from refused import refused
 
 from gzcli.cli import ood as ood_verb
 from gzcli.cli import out
-from gzcli.cli.sample import digest
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.batches import quantise
@@ -32,6 +31,7 @@ from gzcli.judge.images import Pick
 from gzcli.judge.local import few, with_defects
 from gzcli.judge.scores import map_of
 from gzcli.launch import scoring
+from gzcli.launch.sampling import digest
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import METHODS
 from gzcli.metrics.detection import detection

@@ -18,11 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import ROOT, in_process
+from PIL import Image
 from refused import refused
 
 import gzcli
 from gzcli import testing
+from gzcli.cli import app
 from gzcli.core.errors import MissingError
+from gzcli.core.spoken import NAMES, SHELL_ONLY
 from gzcli.data.packs import stream
 from gzcli.data.sets.registry import SPECS, DataFile
 from gzcli.docs.page import texts
@@ -189,6 +192,7 @@ def test_calls_of_the_page_are_calls_of_the_functions():
         "compare": gzcli.compare,
         "bench": gzcli.bench,
         "ood": gzcli.ood,
+        "alarm": gzcli.alarm,
         "league": league,
         "sweep": gzcli.sweep,
     }
@@ -210,6 +214,73 @@ def test_parts_alone_run_as_the_page_says_and_load_nothing_of_the_trainer():
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=240)
     assert done.returncode == 0, done.stderr
     assert not {"engine", "launch", "recipe", "cli", "judge", "api", "export"} & {*done.stdout.split()}
+
+
+CALLS = {"ood": (gzcli.ood, gzcli.alarm)}  # verb → the functions that have its options
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_a_call_has_the_options_of_its_verb(verb):
+    """Under the same names, but those of the table NAMES; those of SHELL_ONLY are of the shell alone."""
+    options = [param for param in app.build().commands[verb].params if param.param_type_name == "option"]
+    flags = [max(param.opts, key=len).lstrip("-").replace("-", "_") for param in options]
+    names = {
+        name
+        for call in CALLS[verb]
+        for name, parameter in inspect.signature(call).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    assert names - {"set"} == {NAMES.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
+
+
+def test_the_alarm_of_the_page_flags_a_foreign_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher, "run", in_process)
+    rng = np.random.default_rng(0)
+    for name, count in (("good", 70), ("today", 2)):
+        Path(name).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(60, 90, (8, 8), np.uint8)).save(f"{name}/{i}.png")
+    Image.fromarray(np.kron(np.eye(2, dtype=np.uint8), np.full((4, 4), 255, np.uint8))).save("today/odd.png")
+    (code,) = re.findall(r"^```python\n(.*?)^```", texts()["ood-alarm"], re.MULTILINE | re.DOTALL)
+    exec(code, here := {})
+    result = here["result"]
+    assert result.flagged == ["odd.png"] and (result.method, result.run, result.fpr) == (
+        "combined",
+        None,
+        0.02,
+    )
+    assert len(result.rows) == 3 and (result.folder / "alarm.csv").is_file()
+
+
+def test_a_call_of_ood_takes_methods_ensembles_and_benchmarks(run, monkeypatch):
+    """The jobs are those of `gz ood`."""
+    jobs = []
+    monkeypatch.setattr("gzcli.api.compare.do_job", lambda folder, job, **how: jobs.append(job) or 1 / 0)
+
+    def job_of(call, *words, **options):
+        with pytest.raises(ZeroDivisionError):
+            call(*words, **options, quiet=True)
+        return jobs[-1]
+
+    method = job_of(gzcli.ood, "pca", data="digits", out=["glyphs", "patches"], set={"data.size": 8})
+    assert (method.method, method.run, method.size, method.outs) == ("pca", "", 8, ("glyphs", "patches"))
+    several = job_of(gzcli.ood, "mine", run.path, out="glyphs", scores="elbo,kl", seeds=2, k=3)
+    assert several.others == (str(run.path),) and several.scores == ("elbo", "kl")
+    assert (several.seeds, several.options) == (2, {"k": 3})
+    judged = job_of(gzcli.alarm, None, run.sample(2), "mine", fpr="5%", maps=True, full=True)
+    assert (judged.ins, judged.fpr, judged.maps, judged.full) == ("digits", 0.05, True, True)
+    assert job_of(gzcli.alarm, "digits", export="there").verb == "portable"
+    for call, words, options, text in (
+        (gzcli.ood, ("pca",), {"data": "digits", "out": "glyphs", "starts": 3}, "has no option `starts`"),
+        (gzcli.ood, ("pca", "mine"), {"data": "digits", "out": "glyphs"}, "makes no ensemble with `mine`"),
+        (gzcli.alarm, ("digits",), {"set": {"data.sise": 8}, "input": "."}, "`set` has no key `data.sise`"),
+        (gzcli.alarm, (None, "."), {}, '`data=…`\nhint: gzcli.alarm("./good", "./today")'),
+        (gzcli.ood, ("mine",), {"benchmark": "openood-mnst"}, "hint: did you mean `openood-mnist`?"),
+    ):
+        with pytest.raises(gzcli.UsageError) as error:
+            call(*words, **options)
+        assert text in str(error.value)
 
 
 def test_bench_and_ood_are_jobs_with_typed_results(run, monkeypatch, tmp_path):
