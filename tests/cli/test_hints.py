@@ -54,7 +54,9 @@ def test_each_command_has_its_verb_and_options():
         for option in command.options:
             assert option.shell.split()[0] in options, f"{place}: `gz {command.verb}` lacks {option.shell}"
         arguments = [param for param in parser.params if param.param_type_name == "argument"]
-        many = any(param.nargs == -1 for param in arguments) or parser.allow_extra_args
+        many = any(param.nargs == -1 for param in arguments) or parser.context_settings.get(
+            "allow_extra_args"
+        )
         assert many or len(command.names) <= len(arguments), f"{place}: too many names"
 
 
