@@ -93,6 +93,9 @@ _SYSTEM = {  # error of a file or folder → what to do
     errno.ENOSPC: SPACE,
     errno.EDQUOT: SPACE,
     errno.EFBIG: f"{SPACE}; `ulimit -f` shows the largest file that you may write",
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit: `ulimit -n 1024`"
+    ),
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EIO: "check that the disk or the terminal is still connected",
     errno.EROFS: "use another path, or set `GZ_HOME` to a writable folder",

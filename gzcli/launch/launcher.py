@@ -481,6 +481,9 @@ def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
         message = f"{who} was terminated by {signals.name_of(signum)}{state}"
         crash = "most likely a library or a driver crashed; check their versions with `gz doctor`"
         return DeviceError(message, hint="; ".join([*resume, crash]))
+    if code == MissingError.code:  # its own error, which it could not write
+        hint = "check the free space of the disk, and the limits that `ulimit -a` shows"
+        return MissingError(f"{who} could not record why it failed{state}", hint="; ".join([*resume, hint]))
     message = f"{who} exited with code {returncode} and no error message{state}"
     return GzError(message, hint="; ".join([*resume, f"see `{target.log_file}`"]))
 
