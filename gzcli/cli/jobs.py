@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from gzcli.cli import out
 from gzcli.cli.model_options import card_for
 from gzcli.cli.options import meant
-from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
 from gzcli.recipe.suggest import suggest
-from gzcli.store import files, pretrained, runs
+from gzcli.store import files, pretrained, runs, start
 from gzcli.store.paths import spelling, user_dir
 from gzcli.store.run_folder import Run
 

@@ -24,12 +24,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli.core import devices, signals, start, streams
+from gzcli.core import devices, signals, streams
 from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, number_in, threads_wanted
-from gzcli.store import claims, files
+from gzcli.store import claims, files, start
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 

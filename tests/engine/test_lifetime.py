@@ -17,12 +17,12 @@ import torch
 from refused import refused
 
 from gzcli.cli import app, out
-from gzcli.core import ranks, signals, start, streams
+from gzcli.core import ranks, signals, streams
 from gzcli.core.errors import DeviceError, GzError, Interrupted, MissingError
 from gzcli.engine import cadence
 from gzcli.launch import forecast
 from gzcli.launch import launcher as launch
-from gzcli.store import files, runs
+from gzcli.store import files, runs, start
 from gzcli.store.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
