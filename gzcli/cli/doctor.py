@@ -74,7 +74,7 @@ def software() -> Iterator[Check]:
 def devices() -> Iterator[Check]:
     """The GPUs that torch can use, and the CPU."""
     from gzcli.core.devices import INSTALL, titles, tried
-    from gzcli.core.rates import speed_title
+    from gzcli.store.rates import speed_title
 
     try:
         with streams.spinner("loading torch", shown=out.mode() == "human"):

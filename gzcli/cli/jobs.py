@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gzcli.cli import out
 from gzcli.cli.options import meant
-from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.hints import Option, advice, gz, setting
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
 from gzcli.recipe.suggest import suggest
-from gzcli.store import files, runs
+from gzcli.store import files, runs, start
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 

@@ -22,13 +22,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from gzcli.core import devices, ranks, rates
+from gzcli.core import devices, ranks
 from gzcli.core.errors import first_line
 from gzcli.core.sections import Part
 from gzcli.core.types import Batch, Noise
 from gzcli.engine.log import Log
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import shared_batch_norm
+from gzcli.store import rates
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from gzcli.core import devices, rates
+from gzcli.core import devices
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
 from gzcli.core.hints import Option, advice, gz
 from gzcli.core.sections import FORMAT, Part, part_of, renamed
@@ -33,7 +33,7 @@ from gzcli.models import catalog
 from gzcli.models.base import Model, flat_defaults
 from gzcli.models.catalog import ModelCard
 from gzcli.models.nn import within
-from gzcli.store import runs
+from gzcli.store import rates, runs
 from gzcli.store.files import checksum, read_tensors
 from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names

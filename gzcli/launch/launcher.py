@@ -24,13 +24,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli.core import devices, signals, start, streams
+from gzcli.core import devices, signals, streams
 from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.hints import Hint, gz
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, number_in, threads_wanted
-from gzcli.store import claims, files
+from gzcli.store import claims, files, start
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
@@ -484,6 +484,9 @@ def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
         message = f"{who} was terminated by {signals.name_of(signum)}{state}"
         crash = "most likely a library or a driver crashed; check their versions with `gz doctor`"
         return DeviceError(message, hint="; ".join([*resume, crash]))
+    if code == MissingError.code:  # its own error, which it could not write
+        hint = "check the free space of the disk, and the limits that `ulimit -a` shows"
+        return MissingError(f"{who} could not record why it failed{state}", hint="; ".join([*resume, hint]))
     message = f"{who} exited with code {returncode} and no error message{state}"
     return GzError(message, hint="; ".join([*resume, f"see `{target.log_file}`"]))
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gzcli.core import rates
 from gzcli.core.devices import cpu_name, trains_on_cpu
 from gzcli.core.errors import DeviceError, GzError, MissingError, UsageError
 from gzcli.core.hints import Option, advice, gz, setting
@@ -36,7 +35,7 @@ from gzcli.models import catalog
 from gzcli.recipe import schema
 from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_chosen, write_recipe
 from gzcli.recipe.resolve import Resolved, Weights, changes_loss, dotted, large_limits, resolve
-from gzcli.store import claims, files, model_files, runs
+from gzcli.store import claims, files, model_files, rates, runs
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import STAGES
 from gzcli.store.runs import Run

@@ -163,6 +163,7 @@ PROBLEMS = [
     (typer.Abort(), 130, "error: interrupted"),
     (DivergedError("the loss is not finite"), 5, "error: the loss is not finite"),
     (OSError(errno.ENOSPC, "x", "/d/f"), 3, "error: `/d/f`: no space left on device"),
+    (OSError(errno.EMFILE, "x", "/d/f"), 3, "error: `/d/f`: too many open files"),
     (PermissionError(errno.EACCES, "x", "/d/f"), 3, "error: `/d/f`: permission denied"),
     (FileExistsError(errno.EEXIST, "x", "/d/f"), 3, "error: `/d/f`: file exists"),
     (FileNotFoundError(errno.ENOENT, "x", "/d"), 1, "internal error: FileNotFoundError: [Errno 2] x: '/d'"),

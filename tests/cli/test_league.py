@@ -27,7 +27,7 @@ from zoo import CASES, DDPM, FM
 
 import gzcli
 from gzcli.cli.league import KEYS
-from gzcli.core import devices, start
+from gzcli.core import devices
 from gzcli.core.errors import DivergedError, GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.core.types import ImageNoise
@@ -46,7 +46,7 @@ from gzcli.league.loop import draw_curves
 from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
 from gzcli.report import cited
-from gzcli.store import files, runs
+from gzcli.store import files, runs, start
 from gzcli.store.run_folder import commit_in
 from gzcli.store.runs import Run
 from gzcli.testing import Case

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from helpers import TRAPS, traps
 
-from gzcli.core import start, streams
+from gzcli.core import streams
 from gzcli.launch import launcher
 from gzcli.recipe.resolve import resolve
-from gzcli.store import runs
+from gzcli.store import runs, start
 
 ROOT = Path(start.SCRIPT).parents[2]
 

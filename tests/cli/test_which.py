@@ -9,13 +9,13 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from gzcli.core import start
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.facts import Facts
 from gzcli.league import which
 from gzcli.league.league import Terms
 from gzcli.league.which import Outcome, Race, able, calls, cover, excesses, order, shortlist
 from gzcli.models import catalog
+from gzcli.store import start
 from gzcli.store.jobs import BenchJob
 
 TABLE = {

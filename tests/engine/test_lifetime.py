@@ -17,12 +17,12 @@ import torch
 from refused import refused
 
 from gzcli.cli import app, out
-from gzcli.core import ranks, signals, start, streams
-from gzcli.core.errors import DeviceError, GzError, Interrupted
+from gzcli.core import ranks, signals, streams
+from gzcli.core.errors import DeviceError, GzError, Interrupted, MissingError
 from gzcli.engine import cadence
 from gzcli.launch import forecast
 from gzcli.launch import launcher as launch
-from gzcli.store import files, runs
+from gzcli.store import files, runs, start
 from gzcli.store.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,6 +211,7 @@ def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
     for returncode, got, kind, code, message in (
         (139, [], DeviceError, 4, "the process was terminated by SIGSEGV"),
         (1, [], GzError, 1, "the process exited with code 1 and no error message"),
+        (3, [], MissingError, 3, "the process could not record why it failed"),
         (-15, [], Interrupted, 143, "stopped by SIGTERM"),
         (137, [2], Interrupted, 130, "stopped by SIGINT"),
     ):

@@ -14,7 +14,7 @@ from helpers import fit, recipe, trainer
 from torch import nn
 from zoo import FIRST
 
-from gzcli.core import devices, rates
+from gzcli.core import devices
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import OptimSection, part_of
 from gzcli.core.types import ImageNoise
@@ -25,6 +25,7 @@ from gzcli.engine.trained import Trained, load_trained, to_device
 from gzcli.models.nn import full_fp32
 from gzcli.models.nn.layers import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
+from gzcli.store import rates
 from gzcli.store.runs import Run
 from gzcli.testing.contract import loss_of, started
 

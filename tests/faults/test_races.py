@@ -14,12 +14,11 @@ import pytest
 from helpers import ROOT
 
 from gzcli.cli import app
-from gzcli.core import start
 from gzcli.core.errors import DeviceError, Interrupted, MissingError, UsageError
 from gzcli.data.packs.open import Use, open_pack
 from gzcli.data.sets.registry import locate
 from gzcli.launch import launcher, plan
-from gzcli.store import claims, files, runs
+from gzcli.store import claims, files, runs, start
 from gzcli.store.files import part_path, sweep
 from gzcli.store.run_folder import Run
 

@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from gzcli import __version__
-from gzcli.core import devices, measured, rates, start
+from gzcli.core import devices, measured
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
 from gzcli.launch import forecast, launcher, needs
@@ -32,7 +32,7 @@ from gzcli.metrics import standings
 from gzcli.metrics.metric import column_of, metrics
 from gzcli.metrics.standings import as_csv
 from gzcli.recipe.resolve import Resolved
-from gzcli.store import runs
+from gzcli.store import rates, runs, start
 from gzcli.store.metrics import metric_lines
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from gzcli.core import start
 from gzcli.core.errors import DeviceError, GzError, UsageError
 from gzcli.core.hints import advice, setting
 from gzcli.core.units import number_in
 from gzcli.data.readers.images import Block, Span, read_span, size_of
 from gzcli.data.readers.pictures import Decoding, decode
+from gzcli.store import start
 from gzcli.store.files import write_array
 
 if TYPE_CHECKING:

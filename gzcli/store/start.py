@@ -1,4 +1,4 @@
-"""`python …/gzcli/core/start.py MODULE …` runs `python -m MODULE …` without the working folder on `sys.path`.
+"""`python …/gzcli/store/start.py MODULE …` is `python -m MODULE …` without the working folder on `sys.path`.
 
 A user's folder may contain a `random.py`, which Python would import instead of its own with `-m` and `-c`.
 `PYTHONSAFEPATH`, which child processes inherit, works from Python 3.11 on only. This file is run as a script
