@@ -88,11 +88,17 @@ PLACE = "use another path, or set `GZ_HOME` to a folder"
 SPACE = "free some space, or write to a larger disk; `GZ_HOME` moves the folders of gz"
 # full or not writable
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# of the process or the machine: no other file could be opened either
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_OPEN_FILES = "close other programs, or allow more open files, as by `ulimit -n 4096`"
 _RIGHTS = "use another path, or change its permissions; `GZ_HOME` moves the folders of gz"
 _SYSTEM = {  # error of a file or folder → what to do
     errno.ENOSPC: SPACE,
     errno.EDQUOT: SPACE,
     errno.EFBIG: f"{SPACE}; `ulimit -f` shows the largest file that you may write",
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENFILE: _OPEN_FILES,
+    errno.ENOMEM: "free some memory, for example by closing other programs",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EIO: "check that the disk or the terminal is still connected",
     errno.EROFS: "use another path, or set `GZ_HOME` to a writable folder",

@@ -2,6 +2,7 @@
 silence."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from gzcli.core.errors import MissingError
 from gzcli.data.packs.batches import TrainImages
 from gzcli.data.packs.open import facts_of, open_pack
 from gzcli.data.readers.values import Values, decoded
-from gzcli.data.sets.registry import OwnSet
+from gzcli.data.sets.registry import Form, OwnSet
 
 RNG = np.random.default_rng(0)
 N = 40
@@ -182,6 +183,23 @@ def test_a_tiff_of_many_values_a_pixel(tmp_path):
         tifffile.imwrite(buffer, array.transpose(2, 0, 1), photometric="minisblack")
         values, depth = decoded(buffer.getvalue(), "a.tif")
         assert depth == levels and np.array_equal(values, array.transpose(2, 0, 1))
+
+
+def test_a_tiff_of_no_pixels_is_left_out(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    (folder := tmp_path / "set").mkdir()
+    for i, image in enumerate(ARRAYS["16 bits"][:9]):
+        tifffile.imwrite(folder / f"{i}.tif", image)
+    data = (folder / "0.tif").read_bytes()
+    sides = [struct.pack("<HHII", tag, 4, 1, side) for tag, side in ((256, 8), (257, 10))]
+    assert all(data.count(side) == 1 for side in sides)
+    for side in sides:
+        (folder / "0.tif").write_bytes(data.replace(side, side[:8] + bytes(4)))
+        refused("`0.tif` cannot be decoded: it has no pixels", open_pack, folder, error=MissingError)
+    pack = open_pack(OwnSet(folder, form=Form(skip_bad=True, layout="flat")), foreign=True)
+    assert pack.meta.counts["test"] == 8 and pack.meta.skipped == (
+        "`0.tif` cannot be decoded: it has no pixels",
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

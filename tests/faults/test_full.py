@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_killed import TRAIN, left_over, run_a, unreadable, weights
 
 from gzcli.cli.app import as_error
 from gzcli.core.errors import SPACE
 from gzcli.core.units import size
+from gzcli.data.sets import registry
 from gzcli.engine.pictures import pyplot, save_figure
 from gzcli.store import files, png
 
@@ -57,6 +59,20 @@ def largest(count: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def open_at_once(count: int) -> Iterator[None]:
+    """This process may open so many files more, as under `ulimit -n`."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, before[1]))
+    for number in free:
+        os.close(number)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -123,6 +139,27 @@ def test_a_training_beyond_its_quota_says_so_and_resumes_to_the_bit(forks, tmp_p
             assert forks.do("data", "show", "digits", home=home) == 0, forks.said()
     assert forks.do(*TRAIN, home=home) == 0, forks.said()
     assert weights(run_a(home)) == weights(run_a(unbroken)) and left_over(home) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "problem"),
+    [
+        (lambda: largest(2048), "file too large"),
+        *((lambda n=n: open_at_once(n), "too many open files") for n in (4, 5)),
+    ],
+    ids=["size", "4 files", "5 files"],
+)
+def test_a_set_that_cannot_be_packed_is_a_message_and_leaves_nothing(limit, problem, call, home, tmp_path):
+    (folder := tmp_path / "set").mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((32, 32), i, np.uint8)).save(folder / f"{i}.png")
+    words = ("data", "import", str(folder), "--name", "mine", "--skip-bad")
+    assert call(*words)[0] == call("data", "remove", "mine", "--yes")[0] == 0, "all modules are loaded"
+    with limit():
+        code, _, stderr = call(*words)
+    assert code == 3 and problem in stderr.lower() and "hint: " in stderr and "`ulimit -" in stderr
+    assert not list(home.rglob("*.part*")) and "mine" not in registry.imports()
+    assert call(*words)[0] == 0
 
 
 def test_a_folder_that_cannot_be_made_is_a_message(call, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -504,9 +504,12 @@ def _write_images(
         if kind == VALUES and (values := fit.values):
             fit = replace(fit, of_values=True, shape=(values.channels, *fit.shape[1:]))
             dtype = np.uint8 if values.levels == 256 else np.float32
-        row_files = {s: RowFile(files.array(s, kind), n, fit.shape, dtype) for s, n in rows_of(plan).items()}
+        row_files: dict[str, RowFile] = {}
         progress = i * count
-        try:
+        with ExitStack() as opened:
+            for split, n in rows_of(plan).items():
+                row_files[split] = RowFile(files.array(split, kind), n, fit.shape, dtype)
+                opened.callback(row_files[split].file.close)
             for block in mapped(fit, blocks(), work):
                 notes.update(block.notes)
                 any_resized |= block.resized and not kind
@@ -523,9 +526,6 @@ def _write_images(
                     row_files[SPLITS[target[k]]].write_row(row[k], image)
                 progress += len(block.images)
                 report(progress)
-        finally:
-            for file in row_files.values():
-                file.file.close()
         for split, file in row_files.items():
             if missing := int((~file.seen).sum()):
                 name = f"`{kind}` images" if kind else "images"

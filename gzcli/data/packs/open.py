@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
-from gzcli.core.errors import DISK, GzError, MissingError, UsageError, system_error
+from gzcli.core.errors import GzError, MissingError, UsageError, system_error
 from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import Size, as_size, canonical_size, counted, number_in, packable, sides
@@ -130,11 +130,10 @@ def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pa
             sweep(folder.parent)
             return _make(data, folder, form, say, progress), True
     except OSError as e:
-        if e.errno not in DISK:
+        if (problem := system_error(e)) is None:
             raise
-        problem = system_error(e)
         message = f"`{data.shown}` could not be packed into `{folder}`: {e.strerror}"
-        raise MissingError(message, hint=problem.hint if problem else None) from e
+        raise MissingError(message, hint=problem.hint) from e
 
 
 def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -> Pack:

@@ -27,6 +27,7 @@ from gzcli.data.readers.images import (
     content_of,
     damaged,
     is_regular,
+    refuse_exhausted,
     refuse_large,
     walk,
 )
@@ -124,6 +125,7 @@ def _reading(path: Path, archive: Callable[[], Any]) -> Iterator[Any]:
         with archive() as opened:
             yield opened
     except _DAMAGED as e:
+        refuse_exhausted(e)
         raise damaged(path, f": {e}") from e
 
 

@@ -24,6 +24,7 @@ from gzcli.data.readers.images import (
     RawImages,
     content_of,
     is_regular,
+    refuse_exhausted,
     split_of,
 )
 from gzcli.data.sets.registry import CAPTIONS, further_of
@@ -106,6 +107,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, AttributeError, LookupError, pyarrow.ArrowException) as e:
+        refuse_exhausted(e)
         raise MissingError(f"`{path}` cannot be read: {first_line(e)}", hint="replace or remove it") from e
 
 

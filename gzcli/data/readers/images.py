@@ -3,7 +3,6 @@ before packing. No heavy import at the top."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import splitext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from gzcli.core.errors import MissingError
+from gzcli.core.errors import EXHAUSTED, MissingError
 from gzcli.core.units import counted
 from gzcli.data.sets.registry import DataSpec
 
@@ -40,8 +39,6 @@ MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels
 
 Folders = dict[str, tuple[str, ...]]  # name of an image → its folders, the outermost first
 Content = bytes | MissingError  # the bytes of an image file, or the reason why it cannot be read
-# errors of this process or machine rather than of a file: no other file could be read either
-_NO_FILE_S = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
@@ -62,6 +59,7 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
             status = os.stat(path)
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as e:
+            refuse_exhausted(e)
             hint = "check its owner and permissions"
             raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
         if (status.st_dev, status.st_ino) in seen:
@@ -102,6 +100,13 @@ def is_regular(path: Path) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
+def refuse_exhausted(e: Exception) -> None:
+    """Raises an error of opening a file that is of the process rather than of the file, such as too many open
+    files. No file may be skipped for it."""
+    if isinstance(e, OSError) and e.errno in EXHAUSTED:
+        raise e
+
+
 def size_of(data: np.ndarray | Content) -> int:
     """The bytes of a block's data in memory."""
     if isinstance(data, MissingError):
@@ -136,8 +141,7 @@ def read_regular(path: Path) -> bytes:
             refuse_large(str(path), status.st_size)
             return file.read(LARGEST_FILE)
     except OSError as e:
-        if e.errno in _NO_FILE_S:
-            raise
+        refuse_exhausted(e)
         raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
 
 
@@ -257,6 +261,7 @@ def read_span(span: Span) -> bytes:
             file.seek(span.offset)
             data = file.read(span.length)
     except OSError as e:
+        refuse_exhausted(e)
         raise MissingError(f"`{span.path}` cannot be read: {e.strerror}") from e
     if len(data) < span.length:
         raise damaged(span.path, f": it ends before byte {span.offset + span.length:,}")

@@ -17,7 +17,7 @@ from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted, sides
-from gzcli.data.readers.images import FORMATS, Content, bytes_in
+from gzcli.data.readers.images import FORMATS, Content, bytes_in, refuse_exhausted
 from gzcli.store.png import picture_of
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
@@ -140,6 +140,7 @@ def is_crop(note: str) -> bool:
 
 def undecodable(name: str, e: Exception, data: Content) -> MissingError:
     """The error for an image that does not decode: that of reading its file if there is one."""
+    refuse_exhausted(e)
     if isinstance(data, MissingError):
         return data
     reason = str(e) if "cannot identify" not in str(e) else "not a readable image"

@@ -14,7 +14,7 @@ import numpy as np
 from gzcli.core.errors import MissingError, UsageError, first_line, install_line
 from gzcli.core.sections import Fit
 from gzcli.core.units import counted
-from gzcli.data.readers.images import Block, Content, RawImages, bytes_in
+from gzcli.data.readers.images import Block, Content, RawImages, bytes_in, refuse_exhausted
 from gzcli.data.readers.pictures import BITS, DARK, ORIENTATION, lanczos, opened, upright
 
 VALUES = "values"  # the kind of a pack's arrays that contain values
@@ -159,6 +159,7 @@ def npy(path: Path) -> RawImages:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as e:
+        refuse_exhausted(e)
         raise MissingError(f"`{path}` is not a numpy array: {first_line(e)}", hint="save it again") from e
     title = f"`{path}` is {array.dtype} of shape {array.shape}"
     if array.ndim not in (3, 4) or not all(array.shape):
@@ -281,8 +282,11 @@ def _by_tifffile(data: bytes, name: str, why: str) -> Decoded:
         raise MissingError(f"`{name}` cannot be decoded: {why}", hint=hint) from e
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
+            first = file.pages.first
+            if not (first.imagewidth and first.imagelength and first.bitspersample):
+                raise ValueError("it has no pixels")
             series = file.series[0]
-            array, axes, first = series.asarray(), series.axes, file.pages.first
+            array, axes = series.asarray(), series.axes
             bits, turn = first.bitspersample, first.tags.valueof(ORIENTATION, 1)
     except Exception as e:  # for a damaged file, it may raise anything
         raise MissingError(f"`{name}` cannot be decoded: {first_line(e)}", hint="replace or remove it") from e
