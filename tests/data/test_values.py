@@ -187,15 +187,16 @@ def test_a_tiff_of_many_values_a_pixel(tmp_path):
 
 def test_a_tiff_of_no_pixels_is_left_out(tmp_path):
     tifffile = pytest.importorskip("tifffile")
+    (folder := tmp_path / "set").mkdir()
     for i, image in enumerate(ARRAYS["16 bits"][:9]):
-        tifffile.imwrite(tmp_path / f"{i}.tif", image)
-    data = (tmp_path / "0.tif").read_bytes()
+        tifffile.imwrite(folder / f"{i}.tif", image)
+    data = (folder / "0.tif").read_bytes()
     sides = [struct.pack("<HHII", tag, 4, 1, side) for tag, side in ((256, 8), (257, 10))]
     assert all(data.count(side) == 1 for side in sides)
     for side in sides:
-        (tmp_path / "0.tif").write_bytes(data.replace(side, side[:8] + bytes(4)))
-        refused("`0.tif` cannot be decoded: it has no pixels", open_pack, tmp_path, error=MissingError)
-    pack = open_pack(OwnSet(tmp_path, form=Form(skip_bad=True, layout="flat")), foreign=True)
+        (folder / "0.tif").write_bytes(data.replace(side, side[:8] + bytes(4)))
+        refused("`0.tif` cannot be decoded: it has no pixels", open_pack, folder, error=MissingError)
+    pack = open_pack(OwnSet(folder, form=Form(skip_bad=True, layout="flat")), foreign=True)
     assert pack.meta.counts["test"] == 8 and pack.meta.skipped == (
         "`0.tif` cannot be decoded: it has no pixels",
     )

@@ -282,8 +282,11 @@ def _by_tifffile(data: bytes, name: str, why: str) -> Decoded:
         raise MissingError(f"`{name}` cannot be decoded: {why}", hint=hint) from e
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
+            first = file.pages.first
+            if not (first.imagewidth and first.imagelength and first.bitspersample):
+                raise ValueError("it has no pixels")
             series = file.series[0]
-            array, axes, first = series.asarray(), series.axes, file.pages.first
+            array, axes = series.asarray(), series.axes
             bits, turn = first.bitspersample, first.tags.valueof(ORIENTATION, 1)
             if not array.size:
                 raise ValueError("it has no pixels")
