@@ -194,6 +194,7 @@ def test_calls_of_the_page_are_calls_of_the_functions():
         "ood": gzcli.ood,
         "alarm": gzcli.alarm,
         "league": league,
+        "which": gzcli.which,
         "sweep": gzcli.sweep,
     }
     assert {node.func.attr for node in calls} == {*functions} and callable(gzcli.league)
@@ -216,13 +217,21 @@ def test_parts_alone_run_as_the_page_says_and_load_nothing_of_the_trainer():
     assert not {"engine", "launch", "recipe", "cli", "judge", "api", "export"} & {*done.stdout.split()}
 
 
-CALLS = {"ood": (gzcli.ood, gzcli.alarm)}  # verb → the functions that have its options
+# verb → the functions that have its options
+CALLS = {
+    "ood": (gzcli.ood, gzcli.alarm),
+    "bench": (gzcli.bench,),
+    "league": (league,),
+    "which": (gzcli.which,),
+    "sweep": (gzcli.sweep,),
+}
 
 
 @pytest.mark.parametrize("verb", CALLS)
 def test_a_call_has_the_options_of_its_verb(verb):
     """Under the same names, but those of the table NAMES; those of SHELL_ONLY are of the shell alone."""
-    options = [param for param in app.build().commands[verb].params if param.param_type_name == "option"]
+    params = app.build().commands[verb].params
+    options = [param for param in params if param.param_type_name == "option" and not param.hidden]
     flags = [max(param.opts, key=len).lstrip("-").replace("-", "_") for param in options]
     names = {
         name
@@ -230,7 +239,8 @@ def test_a_call_has_the_options_of_its_verb(verb):
         for name, parameter in inspect.signature(call).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-    assert names - {"set"} == {NAMES.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
+    shared = {NAMES.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
+    assert names - {"set", "what"} == shared - {"set"}
 
 
 def test_the_alarm_of_the_page_flags_a_foreign_image(tmp_path, monkeypatch):
