@@ -16,7 +16,8 @@ LISTS = {
     **dict.fromkeys(("runs list", "list runs"), "gzcli.runs()"),
 }
 # flag → keyword, if they differ
-KEYWORDS = {"in": "data", "label": "labels", "map": "maps", "prompt": "prompts", "score": "scores"}
+KEYWORDS = {"in": "data", "jobs": "at_once", "label": "labels"}
+KEYWORDS |= {"map": "maps", "prompt": "prompts", "score": "scores"}
 # options of verbs that no call has → why
 SHELL_ONLY = {
     "json": "a call returns values",
@@ -24,6 +25,9 @@ SHELL_ONLY = {
     "report": "`gz report` reads the folder of a result",
     "submit": "a job script contains a command line",
     "slurm": "a job script contains a command line",
+    "yes": "a call asks nothing",
+    "wide": "a result has every metric",
+    "columns": "a result has every metric",
     "open": "a notebook displays images",
     "fail": "a script reads `flagged` and `unreadable`",
     **dict.fromkeys(
