@@ -12,7 +12,7 @@ import typer
 
 from gzcli.core.errors import GzError, canonical
 from gzcli.core.streams import printable
-from gzcli.store.paths import cache_dir, recipe_names
+from gzcli.store.paths import recipe_names
 
 if TYPE_CHECKING:
     from gzcli.core.sections import Part
@@ -107,6 +107,8 @@ def flag(name: str) -> str:
 def labels_of(word: str | None, data: str | None) -> list[str]:
     """The classes of `--data`, otherwise those of the run's set, otherwise those of the digits; [] if they
     are not packed yet."""
+    from gzcli.data.packs.open import packs_of
+    from gzcli.data.packs.pack import PackMeta
     from gzcli.data.sets.registry import locate
     from gzcli.store.runs import all_runs, by_name
 
@@ -116,8 +118,8 @@ def labels_of(word: str | None, data: str | None) -> list[str]:
     data_set = locate(data or "digits")
     if isinstance(classes := getattr(data_set, "classes", None), tuple):
         return list(map(str, classes))
-    packs = sorted(cache_dir("packs", data_set.key).glob("*/meta.json"))
-    return list(map(str, json.loads(packs[0].read_text())["classes"])) if packs else []
+    metas = filter(None, map(PackMeta.read, packs_of(data_set)))
+    return next(([*meta.classes] for meta in metas), [])
 
 
 # --- completion: what a model adds to a verb; `typed` has what precedes, by Typer's names ---

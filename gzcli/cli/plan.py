@@ -240,7 +240,7 @@ class Drawing:
 def calls_of(run: Run) -> float | None:
     """The network calls per image, as counted by the newest bench of the run."""
     for path in sorted(run.path.glob(f"bench/*/{Run.result_file}"), reverse=True):
-        with suppress(GzError):  # a damaged result counts as none
+        with suppress(GzError), files.reading(path):  # a damaged result counts as none
             for row in files.read_object(path).get("rows") or []:
                 if isinstance(row, dict) and row.get("run") == run.id and row.get("calls"):
                     return float(row["calls"])

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
-from gzcli.store import files, jobs, model_files, runs
+from gzcli.store import cache_files, files, jobs, model_files, runs
+from gzcli.store.code import code_hash
 from gzcli.store.hub import at_hand, is_id
 from gzcli.store.jobs import IMAGE_COSTS, SCORE_COSTS, TrialJob
 from gzcli.store.paths import cache_dir
@@ -284,7 +286,7 @@ def fill(
             row["result"] = dict(result)
         has_size = result.get("params") is not None
         if not result.get("missing") and (has_size or not result.get("error")):
-            files.write_json(cached(key), dict(result))
+            cache_files.write(cached(key), files.write_json, dict(result))
 
 
 def row_of(
@@ -307,8 +309,7 @@ def row_of(
 
 def key_of(program: Path, plan: Plan, *facts: Any) -> str:
     """The cache key for the cost of a model's file on this machine."""
-    code = hashlib.sha256(program.read_bytes()).hexdigest()
-    everything = (*facts, machine_of(plan), code, __version__, version("torch"))
+    everything = (*facts, machine_of(plan), code_hash(beside=program), __version__, version("torch"))
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:20]
 
 
@@ -465,12 +466,12 @@ def note_checking(result: Mapping[str, Any]) -> None:
 
 def noted(what: str, gpus: int, usual: float) -> float:
     """The seconds of an image that `note` has stored on this machine, or the usual ones."""
-    seconds = files.whole_object(noted_file(what, gpus)).get("seconds")
-    return seconds if isinstance(seconds, float) else usual
+    row = cache_files.read(noted_file(what, gpus), partial(_read_numbers, names=("seconds",)))
+    return row["seconds"] if row and row["seconds"] is not None else usual
 
 
 def note(what: str, gpus: int, seconds: float) -> None:
-    files.write_json(noted_file(what, gpus), {"seconds": seconds})
+    cache_files.write(noted_file(what, gpus), files.write_json, {"seconds": seconds})
 
 
 def noted_file(what: str, gpus: int) -> Path:
@@ -527,9 +528,17 @@ def cached(key: str) -> Path:
 
 def recall(key: str, names: Sequence[str] = NUMBERS) -> dict[str, Any]:
     """The numbers with these names that the cache has under a key; {} if they are missing or damaged."""
-    row = files.whole_object(cached(key))
-    numbers = all(isinstance(row.get(name), int | float | None) for name in names)
-    return row if numbers and {"timed", *names} <= set(row) else {}
+    return cache_files.read(cached(key), partial(_read_numbers, names=("timed", *names))) or {}
+
+
+def _read_numbers(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The object of a file. Raises an error unless each of these keys is null, or a finite number of at least
+    0."""
+    row = files.read_object(path)
+    numbers = all(row[name] is None or 0 <= row[name] < math.inf for name in names)
+    if not numbers or not all(isinstance(row.get(key) or "", str) for key in ("error", "refused")):
+        raise ValueError("a value has another type, or is not finite")
+    return row
 
 
 def machine_of(plan: Plan) -> str:
