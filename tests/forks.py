@@ -31,7 +31,8 @@ class Zygote:
     def do(self, *words: str, home: Path, **job: Any) -> int:
         """The exit code of a command, −9 where it was killed.
 
-        at, when: it is killed "before" or "after" this change of the store, counted from 1; none without.
+        at, when: it is killed "before" or "after" this change of the store, counted from 1, or the first one
+          of a path with this text; none without.
         how: by "SIGKILL", or by an "exit" without a word.
         """
         here = home.parent / "here"

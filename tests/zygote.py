@@ -40,7 +40,8 @@ def patched(job: dict[str, Any]) -> None:
             below = options.get("dir_fd") is not None or os.path.abspath(path).startswith(home)
             below = below and not (name == "mkdir" and os.path.exists(path))
             seen += below
-            here = below and seen == job.get("at")
+            at = job.get("at")
+            here = below and (at in path if isinstance(at, str) else at == seen)
             if below and job.get("log"):
                 with open(job["log"], "a") as f:
                     f.write(f"{name} {os.path.relpath(path, home)}\n")

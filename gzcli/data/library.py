@@ -219,10 +219,11 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
         raise MissingError(f"{some} are not files below `{below}`, such as `{lost[0]}`", hint=hint)
     digest = hashlib.sha256(os.fsencode("\n".join(map(str, sources)))).hexdigest()[:16]
     folder = cache_dir("imglists", f"{name}-{digest}")
+    links = {f"{i:06d}{source.suffix}": source for i, source in enumerate(sources)}
     with files.lock(folder.with_name(f".{folder.name}.lock")):
-        if not folder.exists():
+        if not all((folder / link).is_file() for link in links):
             files.sweep(folder.parent)
             with files.new_dir(folder) as part:
-                for i, source in enumerate(sources):
-                    files.link_or_copy(source, part / f"{i:06d}{source.suffix}")
+                for link, source in links.items():
+                    files.link_or_copy(source, part / link)
     return OwnSet(folder, form=Form(layout="flat"))

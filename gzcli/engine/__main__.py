@@ -103,7 +103,8 @@ def record_status(run: Run, log: Log) -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        log.record(traceback.format_exc())
+        with contextlib.suppress(errors.DamagedError):  # `log.txt` itself may be the problem
+            log.record(traceback.format_exc())
         if not log.main and run.status().get("error"):
             raise  # keep the first error: this one may only report that another rank is gone
         error = explain(e)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli.core import streams
 from gzcli.core.streams import printable
 from gzcli.core.types import Progress, no_progress
+from gzcli.store import files
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Log:
     def metrics(self, step: int, **values: float) -> None:
         """A line of `metrics.jsonl`."""
         if self.folder:
-            with open(Run(self.folder).metrics_file, "a") as f:
+            with files.appending(Run(self.folder).metrics_file) as f:
                 f.write(json.dumps({"step": step, **values}) + "\n")
 
     @contextmanager
@@ -132,7 +133,7 @@ class Log:
         """A line of `log.txt`, which is renamed to `log.1.txt` beyond FULL bytes."""
         if self.folder and self.folder.is_dir():
             path = Run(self.folder).log_file
-            with open(path, "a") as f:
+            with files.appending(path) as f:
                 f.write(f"{time.strftime('%F %T')} {printable(text)}\n")
                 full = f.tell() > FULL
             if full:

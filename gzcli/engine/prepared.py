@@ -13,7 +13,8 @@ of `batch.extra`. For training images it is stored in the run; for validation im
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -32,7 +33,7 @@ from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, ImageNoise, mix, moved
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainImages, scan
-from gzcli.data.packs.open import is_array
+from gzcli.data.packs.open import head_of
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
@@ -51,7 +52,7 @@ AT_ONCE = 64  # images per batch that a model prepares, or an autoencoder encode
 PREPARATION = 0.4  # largest share of a training's time for preparation; steps get at least half
 MEASURED = 2000  # training images on whose latents mean and deviation are measured
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
-STABLE_DIFFUSION = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
+STABLE_DIFFUSION = 4, 8  # channels of a latent, and the factor by which its sides are smaller
 Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}
 
 
@@ -79,7 +80,7 @@ def prepare(
     folder = run.path / "prepared"
     if not hasattr(model, "prepare"):
         return {}
-    if not is_whole(folder, log):
+    if not is_whole(folder, {"train": images.pack.meta.counts["train"]}, log):
         model.eval()
         with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
             rows = {"train": np.sort(positions)}
@@ -157,12 +158,13 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
     made_of = (asdict(space.record), meta.digest, images.augment, seed, *(["drawn"] if draw else []))
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = cache_dir("latents", f"{meta.name}-{digest}")
-    if not is_whole(folder, log):
+    counts = {split: meta.counts[split] for split in ("train", "val")}
+    if not is_whole(folder, counts, log, [split for split, n in counts.items() if n]):
 
         def make(split: str, batch: Batch) -> Mapping[str, Tensor]:
             return {split: space.encode(batch.x, batch.noise if draw else None).half()}
 
-        rows = {split: np.arange(meta.counts[split]) for split in ("train", "val")}
+        rows = {split: np.arange(n) for split, n in counts.items()}
         write_maps(folder, images, rows, make, log, "encode")
     return LatentPack(images.pack, folder)
 
@@ -235,27 +237,41 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
         raise MissingError(f"`data.latent`: the latent shape of `{run.id}` is unknown until the run is used")
     cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
     folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
-    configs = (files.read_json(folder / sub / "config.json") for folder in folders for sub in ("vae", ""))
-    config: Any = next(filter(None, configs), STABLE_DIFFUSION if is_id(name) and "vae" in name else None)
-    if config is None:
+    configs = (folder / sub / "config.json" for folder in folders for sub in ("vae", ""))
+    config = next(filter(Path.exists, configs), None)
+    if config is None and not (is_id(name) and "vae" in name):
         message = f"`data.latent`: the latent shape of `{name}` is unknown until the model is downloaded"
         raise MissingError(message)
-    times = 2 ** (len(config["block_out_channels"]) - 1)
-    shape = (config.get("latent_channels", 4), *(side // times for side in info.shape[1:]))
-    return replace(info, shape=shape, levels=None)
+    channels, factor = _shape_in(config) if config else STABLE_DIFFUSION
+    return replace(info, shape=(channels, *(side // factor for side in info.shape[1:])), levels=None)
+
+
+def _shape_in(config: Path) -> tuple[int, int]:
+    """The channels of a latent, and the factor by which its sides are smaller, from the configuration of an
+    autoencoder of diffusers. Raises DamagedError."""
+    hint = "give a folder in diffusers' format"
+    tree = files.read_record(config, {"block_out_channels": list}, hint)
+    with files.reading(config, hint):
+        return int(tree.get("latent_channels", 4)), 2 ** (len(tree["block_out_channels"]) - 1)
 
 
 # ---------------------------------------------------------------------------- arrays of a row per image
 
 
-def is_whole(folder: Path, log: Log) -> bool:
-    """Whether the folder of maps is complete. A damaged one is removed and reported. Every rank must call
-    it."""
-    exists = folder.exists()
-    if ranks.rank() == 0 and exists and not all(is_array(file) for file in folder.glob("*.npy")):
-        log.warn(f"`{folder}` is damaged; gz recreates it")
-        remove_tree(folder)
-        exists = False
+def is_whole(folder: Path, counts: Mapping[str, int], log: Log, names: Sequence[str] = ()) -> bool:
+    """Whether the folder of maps is complete. A damaged one is removed and reported. Every rank must call it.
+
+    counts: number of rows by split. A map that is not named like a split has those of "train".
+    names: of maps that must be there.
+    """
+    exists = os.path.lexists(folder)
+    if ranks.rank() == 0 and exists:
+        heads = {file.stem: head_of(file) for file in folder.glob("*.npy")}
+        rows = ((head and head[1][:1], counts.get(name, counts["train"])) for name, head in heads.items())
+        if not (folder.is_dir() and heads.keys() >= {*names} and all(have == (n,) for have, n in rows)):
+            log.warn(f"`{folder}` is damaged; gz recreates it")
+            remove_tree(folder)
+            exists = False
     return ranks.agree(exists)
 
 

@@ -34,7 +34,7 @@ from gzcli.models.base import Model, flat_defaults
 from gzcli.models.catalog import ModelCard
 from gzcli.models.nn import within
 from gzcli.store import rates, runs
-from gzcli.store.files import checksum, read_tensors
+from gzcli.store.files import check_folder, checksum, read_tensors
 from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
@@ -395,11 +395,12 @@ def find_autoencoder(name: str, device: torch.device | str) -> tuple[Any, DataIn
     patterns = ["*.json", "vae/*.json", "*model.safetensors", "vae/*model.safetensors"]
     folder = repository(name, key="data.latent", files=patterns)
     folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    check_folder(folder)
     try:
         vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError) as e:
-        message = f"`data.latent`: `{folder}` contains no `AutoencoderKL` in safetensors: {e}"
-        raise MissingError(message) from e
+    except Exception as e:  # of diffusers, safetensors and torch, which share no error class
+        message = f"`data.latent`: `{folder}` contains no `AutoencoderKL` in safetensors: {first_line(e)}"
+        raise MissingError(message, hint="save it with `vae.save_pretrained`, or get a new copy") from e
     (weights,) = folder.glob("*model.safetensors")
     return DiffusersVAE(vae.to(device).eval().requires_grad_(False)), None, checksum(weights)
 

@@ -221,7 +221,7 @@ def figures(trained: Trained) -> list[dict[str, Any]]:
     value, on, n, from}]."""
     owner, step = trained.run.owner, trained.step
     rows: list[dict[str, Any]] = []
-    for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
+    for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.lstat().st_mtime):
         with suppress(DamagedError), files.reading(file):  # a damaged one is skipped
             result = jobs.result_of(file.parent, "bench")
             of_run = [row for row in result["rows"] if (row.get("run"), row.get("step")) == (owner.id, step)]

@@ -47,7 +47,8 @@ from gzcli.metrics.quality.neighbours import nearest
 from gzcli.metrics.second import second
 from gzcli.metrics.selection import choose, omitted
 from gzcli.models.nn.perceptual import LPIPS
-from gzcli.store import files
+from gzcli.store import cache_files, files
+from gzcli.store.code import JUDGING, code_hash
 from gzcli.store.jobs import BenchJob
 from gzcli.store.paths import cache_dir
 from gzcli.store.png import save_png
@@ -64,7 +65,6 @@ MEANS = "samples that are pixel means are compared with the grey images instead"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), with p(y) from the training set"
 # suffixes of a judge's name in the provenance → facts of the judge
 JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
-VERSION = 2  # version of the floors in the cache
 Remark = tuple[object, str]  # what it depends on, true or not, and its sentence
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
@@ -323,16 +323,18 @@ class Judge:
         nets = [judge.hash for judge in self.living.values()]
         of = strata and [strata.name, strata.key, strata.shares.tolist()]
         names = [metric.name for metric in cheap]
-        terms = [VERSION, self.real.bank(n, levels).key, len(self.real.reference(levels)), n, nets, of, names]
+        real = [self.real.bank(n, levels).key, len(self.real.reference(levels))]
+        terms = [code_hash(*JUDGING), *real, n, nets, of, names]
         digest = hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:16]
         path = cache_dir("features", "floors") / f"{digest}.json"
-        if not self.stats and (cached := files.read_cached(path, read_draws, self.say)):
+        read = partial(read_draws, terms=terms)
+        if not self.stats and (cached := cache_files.read(path, read, self.say)):
             return cached
         pairs = self.real.draws(n, levels, strata)
         drawn = [self.compared(fake, real, cheap, intervals=False) for fake, real in pairs]
         draws = {name: [figures[name].value for figures in drawn] for name in drawn[0]}
         if not self.stats:
-            files.write_json(path, draws)
+            cache_files.write(path, files.write_json, {"terms": terms, "draws": draws}, self.say)
         return draws
 
     # ------------------------------------------------------------------------ features
@@ -578,11 +580,14 @@ class Judge:
         files.write_arrays(path, arrays)
 
 
-def read_draws(path: Path) -> dict[str, list[float]]:
-    """The metrics of a floor's draws, from a file of the cache."""
-    draws = files.read_json(path)
-    with files.reading(path):
-        return {name: list(map(float, values)) for name, values in draws.items()}
+def read_draws(path: Path, terms: Sequence[Any]) -> dict[str, list[float]]:
+    """The metrics of a floor's draws, from a file of the cache. Raises an error if they were drawn on other
+    terms."""
+    tree = files.read_object(path)
+    draws = {name: list(map(float, values)) for name, values in tree["draws"].items()}
+    if tree["terms"] != terms or not np.isfinite([*draws.values()]).all():
+        raise ValueError("these are not the draws of the set")
+    return draws
 
 
 def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Moments, dict[str, Any]]:

@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.devices import clock, synchronise
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.hints import advice, gz
 from gzcli.core.types import Progress
 from gzcli.core.units import as_size, by_sides
@@ -82,10 +83,10 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
     path = Run(folder).samples_folder / f"{owner.id}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}.npz"
     earlier = sorted(owner.path.glob(f"bench/*/{path.parent.name}/{path.name}")) if job.drawing else []
     notes: list[str] = []
-    if ranks.agree(bool(earlier)):
-        arrays = files.read_arrays(earlier[0], "samples", "seconds")
-        images, seconds = arrays["samples"].transpose(0, 3, 1, 2), float(arrays["seconds"])
-        notes = list(map(str, arrays.get("notes", ())))
+    reused = next(filter(None, (read_samples(file, trained, job.n) for file in earlier)), None)
+    if ranks.agree(reused is not None):
+        assert reused is not None
+        images, seconds, notes = reused
     else:
         with log.bar(f"sample {trained.title}") as progress:
             images, seconds = patient_draw(trained, job, labels, progress, notes)
@@ -97,6 +98,19 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
     image_set = ImageSet(images, None if labels is None else labels[:n].numpy())
     title = trained.title_of_samples
     return Contestant(title, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata)
+
+
+def read_samples(path: Path, trained: Trained, most: int) -> tuple[np.ndarray, float, list[str]] | None:
+    """The samples uint8 [n, C, H, W], seconds and notes in a file of an earlier evaluation, with n at most
+    `most`. None if it is damaged."""
+    channels, *sides = trained.images.shape
+    with suppress(MissingError), files.reading(path):
+        arrays = files.read_arrays(path, "samples", "seconds")
+        samples, seconds = arrays["samples"], float(arrays["seconds"])
+        n, *shape = samples.shape
+        if samples.dtype == np.uint8 and 0 < n <= most and shape == [*sides, channels] and seconds > 0:
+            return samples.transpose(0, 3, 1, 2), seconds, list(map(str, arrays.get("notes", ())))
+    return None
 
 
 def patient_draw(

@@ -24,7 +24,8 @@ from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.pretrained import Features
 from gzcli.metrics.selection import COUNTERPART
-from gzcli.store import files
+from gzcli.store import cache_files, files
+from gzcli.store.code import JUDGING, code_hash
 from gzcli.store.paths import cache_dir
 
 DRAWS = 20  # draws of real images over which the floor is averaged
@@ -72,21 +73,25 @@ class ImageSet:
 
     def _cached(self, space: Space) -> np.ndarray:
         """The features, read from the cache or stored there, in single precision as networks compute them."""
-        path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
+        stem, code = f"{self.key}-{space.hash[:16]}-{space.device.type}", code_hash(*JUDGING)
+        path = cache_dir("features", "real") / f"{stem}-{code}.npy"
 
         def read(path: Path) -> np.ndarray:
-            features = files.read_array(path)
-            with files.reading(path):
-                if features.ndim != 2 or len(features) != len(self) or not np.isfinite(features).all():
-                    raise ValueError("these are not the features of the set")
+            features, width = files.read_array(path), space.features(self.images[:1]).shape[1]
+            if features.dtype != np.float32 or features.shape != (len(self), width):
+                raise ValueError("these are not the features of the set")
+            if not np.isfinite(features).all():
+                raise ValueError("a feature is not finite")
             return features.astype(np.float64)
 
-        features = files.read_cached(path, read, self.say) if ranks.rank() == 0 else None
+        features = cache_files.read(path, read, self.say) if ranks.rank() == 0 else None
         if ranks.agree(features is not None):
             return read(path) if features is None else features
         features = self._computed(space)
         if ranks.rank() == 0:
-            files.write_array(path, features.astype(np.float32))
+            for old in path.parent.glob(f"{stem}*.npy"):  # of other code; it may have hundreds of megabytes
+                cache_files.remove(old)
+            cache_files.write(path, files.write_array, features.astype(np.float32), self.say)
         return features
 
     def _computed(self, space: Space) -> np.ndarray:

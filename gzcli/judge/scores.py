@@ -50,7 +50,7 @@ from gzcli.judge.methods import without_model
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.choice import FEWEST, detection
 from gzcli.metrics.alarms.methods import LOCAL
-from gzcli.metrics.alarms.stored import code, stored
+from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.features import lenet
 from gzcli.metrics.likelihood_scores import SCORES, Fact, read, tails_of
@@ -59,6 +59,7 @@ from gzcli.models.catalog import scores_made
 from gzcli.models.nn import double, full_fp32
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store import files
+from gzcli.store.code import DRAWING, code_hash
 from gzcli.store.jobs import ScoreJob
 from gzcli.store.runs import Run, find
 
@@ -515,8 +516,7 @@ class Scoring:
         if ranks.world() > 1 or not ours or len(stats) < len(runs):
             return None
         return {
-            # bytes: to parse the whole package takes seconds
-            "code": [code(files.checksum, Path(__file__).parents[1]), torch.__version__, str(self.device)],
+            "drawing": [code_hash(*DRAWING), torch.__version__, str(self.device)],
             "runs": [str(run.path) for run in runs],
             "weights": [[one.st_mtime_ns, one.st_size] for one in stats],
             "step": [trained.step, trained.requested_precision],

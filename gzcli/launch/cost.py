@@ -5,9 +5,11 @@ costs that gz takes from earlier jobs, without a trial.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from gzcli.core.units import about, counted, short
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSet
 from gzcli.metrics import networks
-from gzcli.store import files
+from gzcli.store import cache_files, files
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 
@@ -138,7 +140,7 @@ def sampling(model: str, data: str, run: Run | None = None, steps: int | None = 
 def calls_of(run: Run) -> float | None:
     """The network calls per image, as counted by the newest bench of the run."""
     for path in sorted(run.path.glob(f"bench/*/{Run.result_file}"), reverse=True):
-        with suppress(GzError):  # a damaged result counts as none
+        with suppress(GzError), files.reading(path):  # a damaged result counts as none
             for row in files.read_object(path).get("rows") or []:
                 if isinstance(row, dict) and row.get("run") == run.id and row.get("calls"):
                     return float(row["calls"])
@@ -181,14 +183,24 @@ def note_checking(result: Mapping[str, Any]) -> None:
 
 def noted(what: str, gpus: int, usual: float) -> float:
     """The seconds of an image that `note` has stored on this machine, or the usual ones."""
-    seconds = files.whole_object(noted_file(what, gpus)).get("seconds")
-    return seconds if isinstance(seconds, float) else usual
+    row = cache_files.read(noted_file(what, gpus), partial(read_numbers, names=("seconds",)))
+    return row["seconds"] if row and row["seconds"] is not None else usual
 
 
 def note(what: str, gpus: int, seconds: float) -> None:
-    files.write_json(noted_file(what, gpus), {"seconds": seconds})
+    cache_files.write(noted_file(what, gpus), files.write_json, {"seconds": seconds})
 
 
 def noted_file(what: str, gpus: int) -> Path:
     name = gpu_name() if gpus else cpu_name()
     return cache_dir("costs", f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
+
+
+def read_numbers(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The object of a file. Raises an error unless each of these keys is null, or a finite number of at least
+    0."""
+    row = files.read_object(path)
+    numbers = all(row[name] is None or 0 <= row[name] < math.inf for name in names)
+    if not numbers or not all(isinstance(row.get(key) or "", str) for key in ("error", "refused")):
+        raise ValueError("a value has another type, or is not finite")
+    return row

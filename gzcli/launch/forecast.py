@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ from gzcli.core.sections import LaunchSection, Part, part_of
 from gzcli.core.types import Say
 from gzcli.core.units import counted, likelihoods, size
 from gzcli.launch import launcher
-from gzcli.launch.cost import OF_LIKELIHOODS, TO_FIT, Cost, together
+from gzcli.launch.cost import OF_LIKELIHOODS, TO_FIT, Cost, read_numbers, together
 from gzcli.launch.from_file import metadata
 from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.launch.needs import of_data
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
-from gzcli.store import files, jobs, model_files, runs
+from gzcli.store import cache_files, files, jobs, model_files, runs
+from gzcli.store.code import code_hash
 from gzcli.store.jobs import IMAGE_COSTS, SCORE_COSTS, TrialJob
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
@@ -169,7 +171,7 @@ def fill(
             row["result"] = dict(result)
         has_size = result.get("params") is not None
         if not result.get("missing") and (has_size or not result.get("error")):
-            files.write_json(cached(key), dict(result))
+            cache_files.write(cached(key), files.write_json, dict(result))
 
 
 def row_of(
@@ -192,8 +194,7 @@ def row_of(
 
 def key_of(program: Path, plan: Plan, *facts: Any) -> str:
     """The cache key for the cost of a model's file on this machine."""
-    code = hashlib.sha256(program.read_bytes()).hexdigest()
-    everything = (*facts, machine_of(plan), code, __version__, version("torch"))
+    everything = (*facts, machine_of(plan), code_hash(beside=program), __version__, version("torch"))
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:20]
 
 
@@ -354,9 +355,7 @@ def cached(key: str) -> Path:
 
 def recall(key: str, names: Sequence[str] = NUMBERS) -> dict[str, Any]:
     """The numbers with these names that the cache has under a key; {} if they are missing or damaged."""
-    row = files.whole_object(cached(key))
-    numbers = all(isinstance(row.get(name), int | float | None) for name in names)
-    return row if numbers and {"timed", *names} <= set(row) else {}
+    return cache_files.read(cached(key), partial(read_numbers, names=("timed", *names))) or {}
 
 
 def machine_of(plan: Plan) -> str:

@@ -8,6 +8,7 @@ of it that it names is fetched.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import shutil
@@ -26,7 +27,7 @@ from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe.recipe import write_recipe
 from gzcli.recipe.resolve import card_for
-from gzcli.store import bundle, files, hub, jobs, pretrained, runs
+from gzcli.store import bundle, cache_files, files, hub, jobs, pretrained, runs
 from gzcli.store.jobs import PublishedJob
 from gzcli.store.paths import cache_dir, is_name, spelling
 from gzcli.store.run_folder import Run
@@ -91,7 +92,7 @@ def published_file(folder: Path, name: str) -> Path:
     stem, key = Path(name).name, hashlib.sha256(source.encode()).hexdigest()
     cache = cache_dir("published")
     out = cache / key[:12] / f"{stem}{SUFFIX}"
-    if out.is_file():
+    if cache_files.read(out, metadata):
         return out
     data_name = max((data for data in SPECS if data in canonical(stem)), key=len, default=stem.lower())
     job = PublishedJob(str(folder.absolute()), data_name if is_name(data_name) else "published", str(out))
@@ -130,11 +131,11 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
         return Run(file.parent)
     folder = cache_dir("files", f"{stem}-{files.checksum(file)[:12]}")
     try:
-        metadata(file)
+        texts = metadata(file)
     except MissingError:  # an earlier version of gz may have unpacked what this one refuses
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    if not folder.exists():
+    if not is_whole(Run(folder), texts):
         files.sweep(folder.parent)
         with files.new_dir(folder) as part:
             write(file, part, source=source)
@@ -142,6 +143,15 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
     if run.status().get("file") != named:  # name in errors; equal files are one run
         run.update(file=named)
     return run
+
+
+def is_whole(run: Run, texts: Mapping[str, str]) -> bool:
+    """Whether the cache has the run of a file with this metadata, undamaged."""
+    with contextlib.suppress(MissingError, UsageError, ValueError):
+        parts = [(run, texts), *((part, metadata(part.model_file)) for part in run.stages or [run])]
+        same = all(part.tree() == json.loads(words["recipe"]) for part, words in parts)
+        return same and run.state == "finished"
+    return False
 
 
 def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> None:

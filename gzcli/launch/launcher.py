@@ -30,7 +30,7 @@ from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, 
 from gzcli.core.hints import Hint, gz
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted, number_in, threads_wanted
-from gzcli.store import claims, files, start
+from gzcli.store import cache_files, claims, files, start
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
@@ -176,13 +176,12 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
         if driver := files.read_text(DRIVER):
             torch = [package.version for package in distributions(name="torch")]
             key = [driver, sys.executable, torch, there, visible]
-            if files.read_json(remembered) == key:
+            if cache_files.read(remembered, files.read_json) == key:
                 return Gpus(there, there)
     with streams.spinner("testing the GPU" + "s" * (there > 1)):
         gpus = _tried_apart(there)
     if key and gpus.lack is None:
-        with contextlib.suppress(OSError):  # a home that is not writable
-            files.write_json(remembered, key)
+        cache_files.write(remembered, files.write_json, key)
     return gpus
 
 

@@ -6,9 +6,8 @@ module has the terms, the trainings and the jobs that judge them; `loop.py` runs
 from __future__ import annotations
 
 import math
-import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,6 +29,7 @@ from gzcli.league.training import Training, digest
 from gzcli.metrics.selection import choose as choose_metrics
 from gzcli.models import catalog
 from gzcli.store import files, jobs
+from gzcli.store.code import DRAWING, JUDGING, code_hash
 from gzcli.store.jobs import BenchJob
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.run_folder import commit_in
@@ -42,15 +42,6 @@ CALLS = 20  # network calls per image at which samplers are also compared
 SAMPLES = 10_000  # of each run
 SHORTEST = 3.0  # least seconds, as for `gz train --minutes`
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
-PACKAGE = Path(__file__).resolve().parents[1]
-# the files that draw samples, and those that compute a row from them
-DRAWING = ["models/denoising/*.py", "models/nn/*.py", "models/labelled.py", "engine/sampler.py"]
-DRAWING += ["judge/contestants.py"]
-JUDGING = [
-    "metrics/quality/*.py",
-    *(f"judge/{name}.py" for name in ("bench", "images", "likelihood", "real")),
-]
-JUDGING += [f"metrics/{name}.py" for name in ("classifier", "features", "second", "frechet", "interval")]
 
 
 @dataclass(frozen=True)
@@ -271,8 +262,7 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 def judgement(run: Run, job: BenchJob) -> tuple[str, dict[str, Any] | None]:
     """The name of the job's folder in the run's `bench`, and its result by the current code; None without a
     complete result."""
-    terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
-    key = digest([terms, syntax_of(JUDGING)], 12)
+    key = digest([_without(asdict(job), "launch", "runs"), code_hash(*JUDGING)], 12)
     results = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"), reverse=True)
     return key, next(filter(None, (_whole(path.parent, len(job.variants)) for path in results)), None)
 
@@ -288,6 +278,20 @@ def _whole(folder: Path, n: int) -> dict[str, Any] | None:
     return None
 
 
+def is_outdated(run: Run, job: BenchJob, key: str) -> bool:
+    """Whether a run has a result of the same job, but by other code or of other weights. key: that of the
+    current ones, from `judgement`."""
+    others = ("launch", "runs", "drawing")
+    folders = {path.parent for path in (run.path / "bench").glob(f"*/{Run.result_file}")}
+    trees = [files.whole_object(Run(x).job_file) for x in folders if not x.name.startswith(key)]
+    same = digest(_without(asdict(job), *others), 12)
+    return any(digest(_without(tree, *others), 12) == same for tree in trees)
+
+
+def _without(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in keys}
+
+
 def is_judged(run: Run | None, terms: Terms) -> bool:
     """Whether nothing is left to do for a run."""
     if run is None or run.state != "finished":
@@ -298,31 +302,8 @@ def is_judged(run: Run | None, terms: Terms) -> bool:
 def code_of(run: Run) -> str:
     """A hash of a run's weights and of the code that draws from them."""
     weights = run.serving.model_file
-    names = {part.tree()["model"]["name"] for part in run.stages or [run]}
-    models = [catalog.card_of(run, name).path for name in sorted(names)]
-    return digest([weights.stat().st_mtime_ns if weights.exists() else 0, syntax_of(DRAWING, models)], 12)
-
-
-def syntax_of(patterns: Sequence[str], models: Sequence[Path] = (), root: Path = PACKAGE) -> str:
-    """A hash of the files that match the patterns, and of the models' files with their imports within the
-    family. Comments, docstrings and formatting are ignored."""
-    shared = {path for pattern in patterns for path in root.glob(pattern)}
-    return digest([_syntax(path) for path in (*sorted(shared), *family_of(models))], 12)
-
-
-def family_of(models: Sequence[Path]) -> list[Path]:
-    """The files of models, and the files in the same folders that they import."""
-    files_of, left = set[Path](), list(models)
-    while left:
-        if (path := left.pop()) not in files_of:
-            files_of.add(path)
-            imports = " ".join(re.findall(r"^ *(?:from|import) .+", path.read_text(encoding="utf-8"), re.M))
-            near = (path.with_name(f"{word}.py") for word in re.findall(r"\w+", imports))
-            left += filter(Path.is_file, near)
-    return sorted(files_of)
-
-
-_syntax = catalog.cached_by_file(files.syntax)
+    changed = weights.stat().st_mtime_ns if weights.exists() else 0
+    return digest([changed, code_hash(*DRAWING, beside=run.owner.programs_folder)], 12)
 
 
 def kept_steps(run: Run) -> list[tuple[int, float]]:
@@ -345,7 +326,7 @@ def judged_by() -> dict[str, str | None]:
     """The commit of gz's code and a hash of the part that judges. Both hold for cached results too, because
     results of another hash are not used."""
     commit = commit_in({"code": planning.code_state()})
-    return {"judge_commit": commit, "judge_code": syntax_of(JUDGING)}
+    return {"judge_commit": commit, "judge_code": code_hash(*JUDGING)}
 
 
 def facts_of(run: Run) -> dict[str, Any]:

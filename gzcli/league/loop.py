@@ -23,6 +23,7 @@ from gzcli.league.league import (
     entries_of,
     facts_of,
     is_judged,
+    is_outdated,
     jobs_of,
     judged_by,
     judgement,
@@ -134,7 +135,7 @@ def run_entries(
         try:
             if problem:
                 raise problem
-            rows[i] = judge(train(entry, terms.budget, head, say), entry, terms, facts)
+            rows[i] = judge(train(entry, terms.budget, head, say), entry, terms, facts, say)
         except Interrupted as error:
             error.advise(AGAIN)
             raise
@@ -184,7 +185,7 @@ def run_entry(terms: Terms, say: Say) -> None:
     """Trains and judges an entry, for a league that another process runs now or later."""
     with signals.noted() as heard:
         (entry,), _ = entries_of(terms, say=say)
-        judge(train(entry, terms.budget, entry.model, say), entry, terms, {"notes": []})
+        judge(train(entry, terms.budget, entry.model, say), entry, terms, {"notes": []}, say)
         if heard:
             raise stopped(heard[0])
 
@@ -204,7 +205,7 @@ def facts_of_row(entry: Entry, run: Run | None) -> dict[str, Any]:
     return facts | (facts_of(run) if run else {})
 
 
-def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
+def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any], say: Say) -> list[dict[str, Any]]:
     """The rows of a run, first with its own sampler. If a curve cannot be drawn, a note is printed."""
     rows: list[dict[str, Any]] = []
     if "time" in terms.curves and len(kept_steps(run)) < 2:
@@ -216,6 +217,8 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
         key, result = judgement(run, job)
         try:
             if result is None:
+                if kind == "main" and is_outdated(run, job, key):
+                    say(f"{entry.model}: evaluated again, because gz's code or the weights have changed")
                 result = jobs.do_job(claims.new_folder(run.path / "bench", key), job)
         except GzError as error:
             if kind == "main" or isinstance(error, Interrupted):

@@ -308,6 +308,8 @@ def read(sweep: Sweep, path: Path, say: Say) -> list[Record]:
 
 
 def _value(value: Any) -> float:
+    if value is not None and not math.isfinite(value):
+        raise ValueError("a metric is not finite")
     return math.inf if value is None else float(value)
 
 

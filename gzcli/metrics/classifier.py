@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +29,7 @@ from gzcli.core.units import Size, as_size, sides
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures
 from gzcli.metrics.networks import places
-from gzcli.store import files
+from gzcli.store import cache_files, files
 
 FEATURES = 64
 STEPS, BATCH = 1500, 128
@@ -123,19 +123,24 @@ def once(
     """The network of a data set, which comes with gz or is trained once. Training uses one CPU thread, so
     that equal machines get equal weights and hashes."""
     kind, shipped, path = training.recipe.partition("-")[0], *places(training.recipe, pack.meta)
-    read = partial(_load, pack=pack, training=training, device=torch.device(device))
+    restored = partial(_restored, pack=pack, training=training, device=torch.device(device))
+
+    def read(path: Path) -> NetFeatures:
+        with files.reading(path):
+            return restored(*files.read_tensors(path))
+
     if shipped.is_file():
         return read(shipped)
     waiting = f"waiting for another process that trains the feature network `{kind}`"
-    with files.lock(path.with_suffix(".lock"), on_wait=lambda: say(waiting)):
-        if cached := files.read_cached(path, read, say):
-            return cached
-        files.sweep(path.parent)
+    with cache_files.alone(path, on_wait=lambda: say(waiting)):
+        if net := cache_files.read(path, read, say):
+            return net
         say(f"training the feature network `{kind}` of `{pack.meta.name}` (once, a minute or more)")
         net = _living(pack, training, say)
         meta = _task(pack, net.rotations) | {"accuracy": net.accuracy, "chance": net.chance}
-        files.write_tensors(path, net.net.state_dict(), {"judge": json.dumps(meta)})
-        return read(path)
+        state, texts = net.net.state_dict(), {"judge": json.dumps(meta)}
+        cache_files.write(path, partial(files.write_tensors, metadata=texts), state, say)
+        return restored(state, texts)
 
 
 def at_hand(pack: Pack, training: Training) -> bool:
@@ -204,20 +209,20 @@ def _task(pack: Pack, rotations: bool) -> dict[str, Any]:
     return {"channels": channels, "size": as_size(*shape), "outputs": outputs, "rotations": rotations}
 
 
-def _load(path: Path, pack: Pack, training: Training, device: torch.device) -> NetFeatures:
-    """The network in a file. Raises DamagedError unless `once` wrote it for this set."""
-    state, texts = files.read_tensors(path)
-    with files.reading(path):
-        meta = json.loads(texts["judge"])
-        accuracy, chance = float(meta.pop("accuracy")), float(meta.pop("chance"))
-        task = _task(pack, bool(meta["rotations"]))
-        if meta != json.loads(json.dumps(task)):
-            raise ValueError("it was trained on other images")
-        with torch.device("meta"):  # leaves the global generator untouched
-            net = training.network(task["channels"], task["size"], task["outputs"])
-        expected = {name: (value.shape, value.dtype) for name, value in net.state_dict().items()}
-        if {name: (value.shape, value.dtype) for name, value in state.items()} != expected:
-            raise ValueError("its weights are those of another network")
+def _restored(
+    state: dict[str, Tensor], texts: Mapping[str, str], pack: Pack, training: Training, device: torch.device
+) -> NetFeatures:
+    """The network of a file's tensors and metadata. Raises an error unless `once` made them for this set."""
+    meta = json.loads(texts["judge"])
+    accuracy, chance = float(meta.pop("accuracy")), float(meta.pop("chance"))
+    task = _task(pack, bool(meta["rotations"]))
+    if meta != json.loads(json.dumps(task)) or not (0 <= accuracy <= 1 and 0 <= chance <= 1):
+        raise ValueError("it was trained on other images")
+    with torch.device("meta"):  # leaves the global generator untouched
+        net = training.network(task["channels"], task["size"], task["outputs"])
+    expected = {name: (value.shape, value.dtype) for name, value in net.state_dict().items()}
+    if {name: (value.shape, value.dtype) for name, value in state.items()} != expected:
+        raise ValueError("its weights are those of another network")
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(state[name].numpy().tobytes())

@@ -134,8 +134,8 @@ def check_writable(folder: Path) -> None:
 
 
 def new_folder(parent: Path, name: str = "") -> Path:
-    """A new folder NAME-TIME-xxxx for a job. Removes incomplete folders of killed jobs beside it."""
-    files.sweep(*parent.glob("*"))
+    """A new folder NAME-TIME-xxxx for a job. Removes incomplete files of killed jobs beside it."""
+    files.sweep(*parent.glob("*"), *parent.glob("*/*"))
     while True:
         words = filter(None, [name, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])
         folder = parent / "-".join(words)

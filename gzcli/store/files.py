@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import io
 import itertools
@@ -11,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from gzcli.core.errors import PLACE, SPACE, DamagedError, GzError, MissingError, first_line, system_error
 from gzcli.core.units import size as size_in_words
@@ -48,13 +48,18 @@ def part_path(path: Path) -> Path:
 
 
 def sweep(*folders: Path) -> None:
-    """Removes the temporary files of killed processes directly in these folders; the caller must hold the
-    folders' lock. The processes of other machines are not visible, so their files are removed a day after
-    their last change."""
+    """Removes the temporary files of killed processes directly in these folders. The processes of other
+    machines are not visible, so their files are removed a day after their last change."""
     for folder in folders:
         for part in folder.glob(".*.part") if folder.is_dir() else ():
             if (match := _PART.fullmatch(part.name)) and _is_left_over(part, *match.groups()):
-                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+                with suppress(OSError):  # another process removed it first, or the disk is read-only
+                    _delete(part)
+
+
+def _delete(path: Path) -> None:
+    """Removes a file, a link, or a folder with its content."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
@@ -98,6 +103,15 @@ def write_atomic(path: Path, content: str | bytes | memoryview, *, mode: int = 0
     make_folder(path.parent)
     with replacing(path) as part, open(part, "wb", opener=partial(os.open, mode=mode)) as f:
         f.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[TextIO]:
+    """Yields a text file that is open for appending. Raises DamagedError for anything but a regular file."""
+    if path.exists():
+        check_regular(path)
+    with open(path, "a", encoding="utf-8") as f:
+        yield f
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
@@ -159,23 +173,40 @@ def readable(folder: Path) -> None:
             file.chmod(file.parent.stat().st_mode & 0o666)
 
 
-def read_text(path: Path) -> str | None:
+def check_regular(path: Path, hint: str | None = None) -> None:
+    """Raises DamagedError for a pipe, a socket, a device or a folder, because to open a pipe would wait for
+    another process. Raises OSError if nothing is there."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DamagedError(f"`{path}` is damaged: it is not a regular file", hint=hint or f"remove `{path}`")
+
+
+def check_folder(folder: Path, hint: str | None = None) -> None:
+    """Raises DamagedError if there is anything but regular files and folders below a folder, because the
+    library that reads it would wait for another process."""
+    for path in folder.rglob("*"):
+        if path.exists() and not path.is_dir():
+            check_regular(path, hint)
+
+
+def read_text(path: Path, hint: str | None = None) -> str | None:
     """The text of a file; None if it is missing. Raises DamagedError if it is not text or too large."""
     try:
+        check_regular(path, hint)
         if path.stat().st_size > LARGEST:
-            raise DamagedError(f"`{path}` is damaged: it is larger than {LARGEST / 1e6:.0f} MB")
+            message = f"`{path}` is damaged: it is larger than {LARGEST / 1e6:.0f} MB"
+            raise DamagedError(message, hint=hint)
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as e:
-        raise DamagedError(f"`{path}` is damaged: it is not text") from e
+        raise DamagedError(f"`{path}` is damaged: it is not text", hint=hint) from e
     except OSError as e:
-        raise DamagedError(f"`{path}` cannot be read: {e.strerror}") from e
+        raise DamagedError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
 
 
 def read_json(path: Path, hint: str | None = None) -> Any:
     """The parsed file, or None if it is missing. Raises DamagedError if it is not JSON."""
-    if (text := read_text(path)) is None:
+    if (text := read_text(path, hint)) is None:
         return None
     try:
         return json.loads(text)
@@ -194,7 +225,7 @@ def read_object(path: Path, hint: str | None = None) -> dict[str, Any]:
 def read_record(path: Path, kinds: Mapping[str, Any], hint: str | None = AGAIN) -> dict[str, Any]:
     """The JSON object of a file. Raises DamagedError if the file is missing, or if a key is missing or has a
     value of another type."""
-    record = read_object(path)
+    record = read_object(path, hint)
     for key, kind in kinds.items():
         if not isinstance(record.get(key), kind):
             raise DamagedError(f"`{path}` is damaged, or not from gz: it has no valid `{key}`", hint=hint)
@@ -212,6 +243,7 @@ def whole_object(path: Path) -> dict[str, Any]:
 def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
     """Turns every error within the block, which reads and validates a file, into DamagedError."""
     try:
+        check_regular(path, hint)
         yield
     except FileNotFoundError as e:
         raise MissingError(f"`{path}` does not exist") from e
@@ -238,6 +270,7 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     """The header of a safetensors file: `__metadata__`, and dtype, shape and offsets of each tensor. Raises
     ValueError for any other file, and if the tensors do not fill the rest of the file without overlap.
     Otherwise a small file could describe any number of tensors that share bytes."""
+    check_regular(file)
     size = file.stat().st_size - 8
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -321,19 +354,6 @@ def is_below(path: Path, root: Path) -> bool:
         return False
 
 
-def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None]) -> T | None:
-    """The value that `read` returns for a file of the cache; None if the file is missing. A damaged file is
-    removed and reported through `say`."""
-    if not path.exists():
-        return None
-    try:
-        return read(path)
-    except DamagedError as e:
-        say(f"{e.message}; gz recreates it")
-        path.unlink(missing_ok=True)
-        return None
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """Makes `target` a hard link to `source`, or a copy of it if links do not work."""
     try:
@@ -353,12 +373,12 @@ def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
         for file in part.rglob("*"):
             if file.is_file():
                 fsync(file)
-        if path.exists() and not keep:
+        if os.path.lexists(path) and not keep:
             remove_tree(path)
         try:
             os.replace(part, path)
         except OSError:
-            if not (keep and path.exists()):
+            if not (keep and path.is_dir()):
                 raise
         fsync(path.parent)
     finally:
@@ -366,12 +386,12 @@ def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder atomically: if the process is killed, no incomplete folder remains under its name.
-    Raises OSError."""
+    """Removes a folder, or a file in its place, atomically: if the process is killed, no incomplete folder
+    remains under its name. Raises OSError."""
     part = part_path(path)
     os.replace(path, part)
     try:
-        shutil.rmtree(part)
+        _delete(part)
     except OSError:  # a file that cannot be removed keeps its name
         os.replace(part, path)
         raise
@@ -403,7 +423,8 @@ def is_locked(path: Path) -> bool:
     try:
         import fcntl
 
-        with open(path, "rb") as f:  # a shared lock, which needs no right to write, for lists of many runs
+        # a shared lock, which needs no right to write, for lists of many runs; a pipe would wait for a writer
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except (BlockingIOError, PermissionError):
@@ -464,21 +485,12 @@ def fsync(path: Path) -> None:
 
 
 def checksum(path: Path, kind: str = "sha256") -> str:
+    check_regular(path)
     digest = hashlib.new(kind)  # `hashlib.file_digest` came with Python 3.11
     with open(path, "rb") as f:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def syntax(path: Path) -> str:
-    """The hash of a Python file without its comments, docstrings and formatting."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node):
-            del node.body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def nearest_place(folder: Path) -> Path:

@@ -13,8 +13,7 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import DamagedError
-from gzcli.store import files
+from gzcli.store import cache_files, files
 from gzcli.version import __version__
 
 NAME = ".index-{}.json"
@@ -31,11 +30,16 @@ class _Index:
 
     def __init__(self, path: Path):
         self.path, self.changed = path, False
-        self.runs: dict[str, tuple[Marks, Any]] = {}
-        with contextlib.suppress(DamagedError):
-            head, _, body = (files.read_text(path) or "").partition("\n")
-            if head == _head(body):  # it is complete, and written by this version of gz
-                self.runs = json.loads(body)
+        self.runs: dict[str, tuple[Marks, Any]] = cache_files.read(path, _entries) or {}
+
+
+def _entries(path: Path) -> dict[str, tuple[Marks, Any]]:
+    """The entries in a file. Raises an error unless the file is complete, and from this version of gz."""
+    head, _, body = (files.read_text(path) or "").partition("\n")
+    if head != _head(body):
+        raise ValueError("its checksum differs")
+    entries: dict[str, tuple[Marks, Any]] = json.loads(body)
+    return entries
 
 
 def _head(body: str) -> str:
@@ -55,8 +59,7 @@ def save(root: Path, kind: str, names: Iterable[str]) -> None:
     index = _open.get((str(root), kind))
     if index and index.changed:
         body = json.dumps({name: index.runs[name] for name in names if name in index.runs})
-        with contextlib.suppress(OSError):  # the store is read-only
-            files.write_atomic(index.path, f"{_head(body)}\n{body}")
+        cache_files.write(index.path, files.write_atomic, f"{_head(body)}\n{body}")
         index.changed = False
 
 

@@ -12,7 +12,7 @@ from collections.abc import Container
 from functools import cache
 from pathlib import Path
 
-from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical, matching
 from gzcli.core.hints import advice, gz
 from gzcli.store.files import lock, read_json, write_atomic, write_json
 from gzcli.store.paths import user_dir
@@ -116,11 +116,20 @@ def trust(file: Path) -> str:
     """Records that the user trusts this file, having named it or trained with it. Returns its sha256."""
     digest = _read(file)
     with lock(user_dir(".trusted.lock")):
-        trusted = read_json(user_dir(TRUSTED)) or []
+        trusted = _trusted_sums()
         if digest not in trusted:
             # because it decides what code is run
             write_json(user_dir(TRUSTED), [*trusted, digest], mode=0o600)
     return digest
+
+
+def _trusted_sums() -> list[str]:
+    """The sha256 of the files that the user trusts. Raises DamagedError."""
+    path, hint = user_dir(TRUSTED), "remove it, then trust each file again by `gz model check FILE`"
+    sums = read_json(path, hint) or []
+    if isinstance(sums, list):
+        return sums
+    raise DamagedError(f"`{path}` is damaged: it is not a list", hint=hint)
 
 
 def _read(file: Path) -> str:
@@ -132,7 +141,7 @@ def _read(file: Path) -> str:
 def _trusted(file: Path) -> Path:
     """The file, if it is trusted. Raises UsageError for an untrusted file that came with a run from
     elsewhere."""
-    if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
+    if _read(file) not in _trusted_sums():
         message = f"this run includes a model file, `{file}`, which gz does not run until you trust it"
         hint = advice("read it, then trust it by running {}", gz("model check", file))
         raise UsageError(message, hint=hint)

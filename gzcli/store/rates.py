@@ -5,6 +5,7 @@ is faster. Without a clear gain it is fp32, so that the choice does not depend o
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core.devices import cpu_name, kind_of
-from gzcli.core.errors import GzError, UsageError
-from gzcli.store import files
+from gzcli.core.errors import UsageError
+from gzcli.store import cache_files, files
 from gzcli.store.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -90,16 +91,19 @@ def _stored(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
     ranks of a run read the same."""
     digest = hashlib.sha256("\n".join(terms).encode()).hexdigest()[:16]
     path = cache_dir("costs", f"rates-{digest}.json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.lock(path.with_suffix(".lock")):
-            rates: Any = files.whole_object(path)
-            if not rates:
-                files.sweep(path.parent)
-                files.write_json(path, rates := measured(types))
-            return rates
-    except (OSError, GzError):  # a cache that cannot be written
-        return measured(types)
+    with cache_files.alone(path):
+        if (rates := cache_files.read(path, partial(_read, types=types))) is None:
+            cache_files.write(path, files.write_json, rates := measured(types))
+        return rates
+
+
+def _read(path: Path, types: tuple[str, ...]) -> Rates:
+    """The rates in a file. Raises an error unless it has a positive one for each type and kind of work."""
+    tree = files.read_object(path)
+    rates = {kind: {work: float(tree[kind][work]) for work in WORK} for kind in types}
+    if not all(0 < rate < math.inf for of in rates.values() for rate in of.values()):
+        raise ValueError("a rate is not a positive number")
+    return rates
 
 
 def measured(types: tuple[str, ...]) -> Rates:

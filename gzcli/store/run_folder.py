@@ -25,12 +25,13 @@ KEYS = re.compile(r"# (\d+) keys\n")
 STAGES = "stages"  # key in a recipe, and folder in a run
 # types of values of `status.json`; any may be null
 KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("state", "model", "data", "alias", "copy_of", "clock"), str),
+    **dict.fromkeys(("state", "model", "data", "alias", "copy_of", "clock", "file", "from"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
     # step at which `train.patience` ended training, and step of the weights in use
-    **dict.fromkeys(("ended_by_patience", "served"), int),
+    **dict.fromkeys(("ended_by_patience", "served", "first_steps"), int),
     **dict.fromkeys(("created", "started", "saved_at", "ended", "process_began"), (int, float)),
     **dict.fromkeys(("seconds", "work", "work_from", "peak_memory"), (int, float)),
+    **dict.fromkeys(("sample_seconds", "ema_length"), (int, float)),
     **dict.fromkeys(("recipe", "error", "lost"), dict),
 }
 # the same of `env.json`
@@ -395,7 +396,7 @@ class Run:
         import yaml
 
         path, hint = self.recipe_file, f"restore a copy, or run `gz runs remove {self.owner.id}`"
-        if (text := files.read_text(path)) is None:
+        if (text := files.read_text(path, hint)) is None:
             raise DamagedError(f"the recipe of this run, `{path}`, is missing", hint=hint)
         try:
             tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -405,7 +406,10 @@ class Run:
         parts = tree[STAGES] if staged else {"only": tree}
         has_names = isinstance(parts, dict) and all(is_name(str(name)) for name in parts)
         # a stage from another run is recorded as that run's id
-        if not has_names or not all(isinstance(part, str) or _is_recipe(part) for part in parts.values()):
+        has_parts = has_names and all(
+            (staged and isinstance(part, str)) or _is_recipe(part) for part in parts.values()
+        )
+        if not has_parts:
             raise DamagedError(f"`{path}` is damaged: it is not a recipe", hint=hint)
         if (count := KEYS.match(text)) and (keys := len(leaves(tree))) < int(count[1]):
             gone = ", ".join(f"`{key}`" for key in _missing(tree))

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
 from gzcli.report import cited
 from gzcli.store import files, runs, start
+from gzcli.store.code import DRAWING, JUDGING, PACKAGE, code_hash
 from gzcli.store.run_folder import commit_in
 from gzcli.store.runs import Run
 from gzcli.testing import Case
@@ -140,7 +141,7 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     (path,) = (home / "bench").glob("league-*/league.json")
     facts = json.loads(path.read_text())["rows"][0]
     assert facts["machine"] == devices.cpu_name() and facts["sample"] == {"steps": 10} and "commit" in facts
-    assert (facts["judge_commit"], facts["judge_code"]) == ("abc", league.syntax_of(league.JUDGING))
+    assert (facts["judge_commit"], facts["judge_code"]) == ("abc", code_hash(*JUDGING))
     assert {row["judge_commit"] for row in rows} == {"abc"}
     assert facts["command"].startswith("gz train vae --seed 0 --data digits --set ")
     assert [row["model"] for row in table(home, "equal_calls")] == ["fm", "fm"]  # it alone has steps
@@ -550,27 +551,52 @@ def test_a_process_of_an_entry_reads_its_terms_from_its_folder(home, trained, ju
         launcher.outcome(Run(tmp_path), 5, [])
 
 
-def test_a_row_is_judged_again_where_code_changes_and_not_where_a_comment_does(tmp_path):
-    """The judge's code, the model's, and what that imports of its family."""
-    names = ("metrics/quality/a", "vae/base", "vae/vae", "vae/vqvae")
-    judge, base, vae, vqvae = (f"{name}.py" for name in names)
-    texts = {judge: "N = 1", vae: "from gzcli.models.vae import base", vqvae: "N = 1"}
-    texts[base] = 'def f():\n    """One."""\n    return 1'
+JUDGES = ("metrics/pretrained", "metrics/networks", "core/philox", "engine/trained", "data/packs/batches")
+DRAWERS = ("core/philox", "models/vae/vae", "models/nn/unet", "engine/trained")
+PROGRAM = 'N = {1, 2}\n\n\ndef f():\n    """One."""\n    return [N, 1.0]'
+CHANGES = {  # of the program → whether it stays the same
+    ("N = {1, 2}", "# of draws\nN  =  {1, 2}"): True,
+    ("One.", "Two."): True,
+    ("{1, 2}", "{1, 3}"): False,
+    ("f()", "f(x)"): False,
+    ("[N, 1.0]", "[N, 1]"): False,
+    ("[N, 1.0]", "[N, 1.0"): False,
+}
 
-    def code(changed: dict[str, str]) -> str:
-        for name, text in (texts | changed).items():
-            files.write_atomic(tmp_path / name, text)
-        return league.syntax_of(league.JUDGING, [tmp_path / vae], tmp_path)
 
-    for name, text, same in (
-        (judge, "# of draws\nN  =  1", True),
-        (judge, "N = 22", False),
-        (base, 'def f():\n    """Two."""\n    return 1', True),
-        (base, "def f():\n    return 22", False),
-        (vae, "from gzcli.models.vae import base, vae", False),
-        (vqvae, "N = 22", True),
-    ):
-        assert (code({name: text}) == code({})) == same, text
+def test_results_are_of_other_code_where_code_changes_and_not_where_a_comment_does(tmp_path):
+    def hash_of(text: str) -> str:
+        files.write_atomic(tmp_path / "models" / "maf.py", text)
+        return code_hash(*DRAWING, beside=tmp_path / "models")
+
+    for change, same in CHANGES.items():
+        assert (hash_of(PROGRAM.replace(*change)) == hash_of(PROGRAM)) == same, change
+
+
+@pytest.mark.parametrize("name", [*JUDGES, *DRAWERS])
+def test_a_change_of_any_file_of_a_room_is_a_change_of_its_code(name, tmp_path):
+    room = name.partition("/")[0]
+    assert room in (*(JUDGING if name in JUDGES else ()), *(DRAWING if name in DRAWERS else ()))
+    shutil.copytree(PACKAGE / room, tmp_path / room, ignore=lambda _, names: {"__pycache__"} & {*names})
+    file, before = tmp_path / f"{name}.py", code_hash(beside=tmp_path / room)
+    text = file.read_text()
+    file.write_text(f"{text}\n# a comment\n")
+    assert code_hash(beside=tmp_path / room) == before
+    file.write_text(f"{text}\nN_IMAGES = 1\n")
+    assert code_hash(beside=tmp_path / room) != before
+
+
+def test_a_result_of_other_code_is_made_again_and_that_is_said(call, home, trained, judged):
+    words = (*WORDS, "--models", "vae,wgan", "--calls", "0")
+    assert "evaluated again" not in call(*words)[2]
+    of_vae = runs.all_runs(model="vae")[0]
+    (folder,) = (of_vae.path / "bench").iterdir()
+    files.write_json(folder / "job.json", asdict(judged[0]))  # as an engine leaves it
+    folder.rename(folder.with_name(f"{'0' * 12}-{folder.name.partition('-')[2]}"))  # the hash of other code
+    said = call(*words)[2]
+    assert "vae: evaluated again, because gz's code or the weights have changed" in said
+    assert "wgan: evaluated again" not in said and len(trained) == 2 and len(judged) == 3
+    assert "evaluated again" not in call(*words)[2] and len(judged) == 3
 
 
 def test_a_long_league_and_long_trainings_are_told(call, home, trained, judged):

@@ -180,8 +180,10 @@ def test_a_record_that_is_damaged_or_lost_is_made_again(trained, home, capsys):
     whole = path.read_text()
     broken = (whole[: len(whole) // 2], "", "[]", "{}", "\0", whole.replace('"values"', '"v"'))
     broken += (whole.replace("optim.lr=1e-3", "optim.lr=2"), whole.replace('"steps": 10', '"steps": "x"'))
+    broken += (whole.replace('"values": [', '"values": [NaN, '), None)
     for text in broken:
-        path.write_text(text)
+        path.unlink()
+        os.mkfifo(path) if text is None else path.write_text(text)
         assert app.run(list(FOUR)) == 0, text
         said = capsys.readouterr()
         assert json.loads(said.out) == result and len(trained) == n, text
@@ -189,6 +191,13 @@ def test_a_record_that_is_damaged_or_lost_is_made_again(trained, home, capsys):
         assert path.read_text() == whole, text
     path.unlink()
     assert app.run(list(FOUR)) == 0 and shown(capsys) == result and len(trained) == n
+    path.unlink()
+    path.mkdir()
+    assert app.run(list(FOUR)) == 3 and f"`{path}`: is a directory" in capsys.readouterr().out
+    path.rmdir()
+    runs.all_runs()[-1].update(first_steps="10")
+    assert app.run(list(FOUR)) == 0, "a trial whose run is damaged is trained again"
+    assert shown(capsys)["trials"][0]["value"] == result["trials"][0]["value"]
 
 
 def test_a_sweep_from_python_is_that_of_the_command(trained, capsys):

@@ -349,9 +349,9 @@ def test_damaged_maps_of_what_a_model_prepares_are_made_again(tmp_path, capsys):
     for how, content in ARRAYS.items():
         folder.mkdir()
         np.save(folder / "codes.npy", np.zeros((4, 3)))
-        assert prepared.is_whole(folder, log)
+        assert prepared.is_whole(folder, {"train": 4}, log)
         (folder / "codes.npy").write_bytes(content)
-        assert not prepared.is_whole(folder, log) and not folder.exists()
+        assert not prepared.is_whole(folder, {"train": 4}, log) and not folder.exists()
         assert f"`{folder}` is damaged" in capsys.readouterr().err, how
 
 

@@ -183,3 +183,16 @@ def test_killed_at_any_change(case, few, forks, trained, tmp_path):
             assert made(home) == wanted, where
             assert unreadable(home) == left_over(home) == outside(home) == [], where
             shutil.rmtree(home.parent)
+
+
+def test_a_file_that_a_killed_job_was_writing_is_removed_by_the_next_one(forks, trained, tmp_path):
+    """A job writes its images and maps into folders of its own."""
+    packing(trained, tmp_path / "store", 1)
+    alarm = ("ood", "pca_local", "--in", "digits", "--input", str(tmp_path / "pictures"))
+    for words, place in ((("sample", "a", "-n", "2"), "images/.000001.png"), (alarm, "maps/.000001.png")):
+        home = tmp_path / words[0] / "home"
+        shutil.copytree(trained, home, symlinks=True)
+        assert forks.do(*words, home=home, at=place, when="after", how="SIGKILL") == -9
+        assert any(place in part for part in left_over(home))
+        assert forks.do(*words, home=home) == 0, forks.said()
+        assert left_over(home) == [] == unreadable(home)

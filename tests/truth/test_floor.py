@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gzcli.core.errors import DamagedError
 from gzcli.data.packs.open import open_pack
-from gzcli.judge.bench import read_draws
 from gzcli.judge.real import ImageSet, RealImages, Strata, by_label
 from gzcli.metrics import standings
 from gzcli.metrics.interval import excess, mean_of_draws
@@ -117,13 +115,3 @@ def test_the_excess_over_seeds_has_students_interval():
     over = standings.over_seeds(values)
     assert over.value == 2 and over.half == pytest.approx((high - low) / 2)
     assert standings.over_seeds([Excess(1, 0.3)] * 3).half == pytest.approx(0.3 / 3**0.5)
-
-
-def test_a_damaged_floor_in_the_cache_is_told_from_a_whole_one(tmp_path):
-    file = tmp_path / "floor.json"
-    for text in ('{"fd": 3}', '["fd"]', '{"fd": ["x"]}', "{"):
-        file.write_text(text)
-        with pytest.raises(DamagedError):
-            read_draws(file)
-    file.write_text('{"fd": [1, 2.5]}')
-    assert read_draws(file) == {"fd": [1.0, 2.5]}

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
-from gzcli.core.errors import GzError, MissingError, UsageError, system_error
+from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, system_error
 from gzcli.core.hints import advice, setting
 from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
@@ -27,7 +27,7 @@ from gzcli.data.packs.pack import Pack, PackFolder, PackMeta
 from gzcli.data.packs.source import at_hand, read
 from gzcli.data.readers.images import walk
 from gzcli.data.sets.registry import DataSet, DataSpec, Form, OwnSet, is_fetched, locate
-from gzcli.store.files import is_locked, lock, new_dir, sweep
+from gzcli.store.files import check_regular, is_locked, lock, new_dir, sweep
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import all_runs
 
@@ -308,8 +308,8 @@ def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
     metas = [(pack.path, meta) for pack in packs if (meta := PackMeta.read(pack))]
     now = fingerprint(data) if metas else None
     for folder, meta in metas:
-        # `gz data verify` reads every byte of the arrays
-        is_complete = all(is_array(folder / name) for name in meta.sha256 if name.endswith(".npy"))
+        # `gz data verify` reads every byte of the files
+        is_complete = all(_is_of_pack(folder / name, meta) for name in meta.sha256)
         if now in (meta.fingerprint, None) and _serves(meta, form) and is_complete:
             return Pack(folder, meta)
     return None
@@ -328,24 +328,49 @@ def _serves(meta: PackMeta, form: Form) -> bool:
     return form.size in (None, as_size(h, w)) and form.channels in (None, c)
 
 
-def is_array(file: Path) -> bool:
-    """Whether the length of a `.npy` file agrees with its header.
+def _is_of_pack(file: Path, meta: PackMeta) -> bool:
+    """Whether a file of a pack appears whole, and an array has the rows that the metadata state."""
+    split, _, kind = file.stem.partition("_")
+    if file.suffix != ".npy":
+        return is_list(file)
+    dtype, shape = head_of(file) or ("", ())
+    if not kind:
+        return (dtype, shape) == ("|u1", (meta.counts[split], *meta.shape))
+    return bool(shape) and (kind == "containers" or shape[0] == meta.counts[split])
+
+
+def is_list(file: Path) -> bool:
+    """Whether a file begins and ends like a JSON list. A list of many texts takes long to parse."""
+    try:
+        check_regular(file)
+        with file.open("rb") as f:
+            first = f.read(1)
+            f.seek(-2, os.SEEK_END)
+            return first == b"[" and f.read().strip() == b"]"
+    except (OSError, DamagedError):
+        return False
+
+
+def head_of(file: Path) -> tuple[str, tuple[int, ...]] | None:
+    """The dtype, such as `|u1`, and the shape of a `.npy` file; None unless its length agrees with them.
 
     The header is parsed without numpy, which is slow to import. It consists of a magic string, two bytes with
     the version, and a Python literal, preceded by its length, with the dtype (such as `|u1` or `<i8`) and the
     shape.
     """
     try:
+        check_regular(file)
         with file.open("rb") as f:
             is_numpy, version = f.read(6) == b"\x93NUMPY", f.read(2)
             length = int.from_bytes(f.read(2 if version[:1] == b"\x01" else 4), "little")
             if not is_numpy or length > LONGEST_HEAD:
-                return False
+                return None
             head = ast.literal_eval(f.read(length).decode("latin1"))
-            size = math.prod(head["shape"]) * int(head["descr"][2:])
-            return f.tell() + size == file.stat().st_size
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
-        return False
+            dtype, shape = head["descr"], tuple(head["shape"])
+            is_whole = f.tell() + math.prod(shape) * int(dtype[2:]) == file.stat().st_size
+            return (dtype, shape) if is_whole else None
+    except (OSError, DamagedError, ValueError, SyntaxError, TypeError, KeyError):
+        return None
 
 
 def fingerprint(data: DataSet) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,12 +97,18 @@ class PackMeta:
     @classmethod
     def read(cls, pack: PackFolder) -> PackMeta | None:
         """The content of a set's pack; None if it is damaged. Older packs lack some of the keys."""
-        try:
-            meta = read_object(pack.meta_file)
-            if not all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()):
-                return None
-        except (DamagedError, KeyError):
-            return None
+        with suppress(DamagedError, AttributeError, KeyError, TypeError, ValueError):
+            return cls._of(read_object(pack.meta_file), pack)
+        return None
+
+    @classmethod
+    def _of(cls, meta: dict[str, Any], pack: PackFolder) -> PackMeta:
+        """The content that a parsed `meta.json` describes. Raises an error unless it is that of a pack."""
+        sizes = [*map(meta["counts"].get, SPLITS), *meta["shape"]]
+        if not all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()):
+            raise TypeError("a value has another type")
+        if len(meta["shape"]) != 3 or not all(isinstance(size, int) and size >= 0 for size in sizes):
+            raise ValueError("`counts` and `shape` are not numbers")
         values = meta.get("values") or {}
         beside = ["_names.json"]
         if values.get("levels") and values["channels"] in (1, 3):
@@ -209,11 +216,20 @@ class Pack:
 
     def captions(self, split: str) -> list[str] | None:
         """A text for each image, or None."""
-        return read_json(self._files.texts(split, "captions"))
+        return self._texts(split, "captions")
 
     def names(self, split: str) -> list[str] | None:
         """The file name of each of the user's images, relative to the set's path."""
-        return read_json(self._files.texts(split, "names"))
+        return self._texts(split, "names")
+
+    def _texts(self, split: str, kind: str) -> list[str] | None:
+        """A text for each image, or None. Raises DamagedError for any other content of the file."""
+        file, hint = self._files.texts(split, kind), f"gz data remove {self.meta.reference}"
+        texts = read_json(file, hint)
+        n = self.meta.counts[split]
+        if texts is None or (isinstance(texts, list) and list(map(type, texts)) == [str] * n):
+            return texts
+        raise DamagedError(f"`{file}` is damaged: it is not a list of {n:,} texts", hint=hint)
 
     def further(self, split: str, *, uncut: bool = False) -> dict[str, np.ndarray]:
         """The further images by kind (`control`, `before`), uint8 [N, C, H, W]; {} if there are none."""

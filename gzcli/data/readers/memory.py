@@ -20,7 +20,7 @@ from gzcli.core.units import counted
 from gzcli.core.units import size as size_in_words
 from gzcli.data.readers.hub import LABELS, NAMED_AS_IMAGES
 from gzcli.data.readers.images import split_of
-from gzcli.store import files
+from gzcli.store import cache_files, files
 from gzcli.store.paths import cache_dir
 
 TAKEN = (
@@ -281,7 +281,7 @@ def _npz(parts: Mapping[str, Images]) -> Path:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes() if array.dtype.kind == "U" else np.ascontiguousarray(array).data)
     path = _place(digest, ".npz")
-    if not path.exists():
+    if cache_files.read(path, _members) != [f"{name}.npy" for name in arrays]:
         files.make_folder(path.parent)
         with files.replacing(path) as temporary, open(temporary, "wb") as f:
             np.savez(f, **dict[str, Any](arrays))  # not compressed: they are packed once, from here
@@ -303,7 +303,7 @@ def _zip(parts: Mapping[str, Images]) -> Path:
     for name, data in members.items():
         digest.update(f"{name} {len(data)} ".encode() + data)
     path = _place(digest, ".zip")
-    if not path.exists():
+    if cache_files.read(path, _members) != [*members]:
         files.make_folder(path.parent)
         with files.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for name, data in members.items():
@@ -323,6 +323,12 @@ def _as_png(picture: Any, title: str) -> bytes:
         message = f"{title} has the mode `{picture.mode}`, and other images another size or mode"
         raise UsageError(message, hint="convert it to mode `L`, `I;16` or `RGB`, or resize all images") from e
     return buffer.getvalue()
+
+
+def _members(path: Path) -> list[str]:
+    """The names in a zip or npz file. Raises an error for any other file."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
 
 
 def _numbered(parts: Mapping[str, Images]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -351,7 +357,7 @@ def _tables(data: Any) -> Path:
         written[split] = buffer.getvalue()
         digest.update(f"{split} {len(written[split])} ".encode() + written[split])
     path = _place(digest, "")
-    if not path.exists():
+    if not all((path / f"{split}.parquet").is_file() for split in written):
         files.sweep(path.parent)
         with suppress(FileExistsError), files.new_dir(path) as part:
             for split, content in written.items():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.data.sets.registry import locate
+from gzcli.store import cache_files, files
 from gzcli.store.paths import cache_dir
 
 
@@ -30,8 +30,10 @@ def class_names(data: str) -> list[str]:
     data_set = locate(data)
     if isinstance(classes := getattr(data_set, "classes", None), tuple):
         return list(map(str, classes))
-    packs = sorted(cache_dir("packs", data_set.key).glob("*/meta.json"))
-    return list(map(str, json.loads(packs[0].read_text())["classes"])) if packs else []
+    for path in sorted(cache_dir("packs", data_set.key).glob("*/meta.json")):
+        if meta := cache_files.read(path, files.read_object):
+            return list(map(str, meta.get("classes") or []))
+    return []
 
 
 def in_turns(n: int, classes: int) -> int:

@@ -274,7 +274,7 @@ def is_fetched(spec: DataSpec) -> bool:
 def is_there(spec: DataSpec, file: DataFile) -> bool:
     """Whether a file is in the cache, with the right size if it is known; `check_files` reads its bytes."""
     path = raw_dir(spec) / file.name
-    return path.exists() and (not file.exact or path.stat().st_size == file.size)
+    return path.is_file() and (not file.exact or path.stat().st_size == file.size)
 
 
 def check_files(spec: DataSpec, say: Say) -> list[Path]:

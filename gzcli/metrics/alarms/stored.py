@@ -1,5 +1,5 @@
 """A cache of alarms, and of other fits that consist of dataclasses and arrays. The key is a hash of the
-images, the settings and the code of this folder."""
+images, the settings and the code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,10 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gzcli.core.types import Say
-from gzcli.store import files
+from gzcli.store import cache_files, files
+from gzcli.store.code import JUDGING, code_hash
 from gzcli.store.paths import cache_dir
 
 TREE = "tree"  # name of the array that contains all but arrays, as JSON
+SEAL = "seal"  # name of the array with the checksum
 # bytes; larger alarms are fitted again. 5 folds of 300 components at 128 px have 295 MB
 LARGEST = 400_000_000
 ROOM = "gzcli.metrics.alarms."
@@ -29,22 +30,21 @@ T = TypeVar("T")
 def stored(key: Mapping[str, Any], make: Callable[[], T], say: Say, folder: str = "alarms") -> T:
     """The fit of this key from the cache; otherwise a new one, which is stored. Processes that fit the same
     at once each write a complete file."""
-    text = json.dumps({"code": code(), **key}, sort_keys=True, default=str)
+    text = json.dumps({"code": code_hash(*JUDGING), **key}, sort_keys=True, default=str)
     path = cache_dir(folder, f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz")
-    fit: T | None = files.read_cached(path, read, say)
+    fit: T | None = cache_files.read(path, read, say)
     if fit is None:
-        fit = make()
-        write(path, fit)
+        cache_files.write(path, write, fit := make(), say)
     return fit
 
 
-@cache
-def code(hash_of: Callable[[Path], str] = files.syntax, root: Path = Path(__file__).parent) -> str:
-    """The hash of the code in a folder, by default the folder of the alarms."""
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(hash_of(path).encode())
-    return digest.hexdigest()[:16]
+def seal(path: Path, tree: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The checksum of a file's name, which is its key, and of its content."""
+    digest = hashlib.sha256(f"{path.name} {tree}".encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return np.array(digest.hexdigest())
 
 
 def write(path: Path, fit: Any) -> None:
@@ -67,13 +67,17 @@ def write(path: Path, fit: Any) -> None:
 
     tree = json.dumps(plain(fit))
     if sum(array.nbytes for array in arrays.values()) <= LARGEST:
-        buffer = io.BytesIO()
-        np.savez(buffer, **dict[str, Any]({TREE: np.array(tree), **arrays}))
+        buffer, marks = io.BytesIO(), {TREE: np.array(tree), SEAL: seal(path, tree, arrays)}
+        np.savez(buffer, **dict[str, Any]({**marks, **arrays}))
         files.write_atomic(path, buffer.getvalue())
 
 
 def read(path: Path) -> Any:
-    arrays = files.read_arrays(path, TREE)
+    """The fit in a file. Raises an error unless `write` stored it under this name."""
+    arrays = files.read_arrays(path, TREE, SEAL)
+    tree, sealed = str(arrays.pop(TREE)), str(arrays.pop(SEAL))
+    if sealed != str(seal(path, tree, arrays)):
+        raise ValueError("its checksum differs")
 
     def whole(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -88,4 +92,4 @@ def read(path: Path) -> Any:
         kind = getattr(import_module(ROOM + module), name)
         return kind(**{key: whole(each) for key, each in value.items() if key != "kind"})
 
-    return whole(json.loads(str(arrays[TREE])))
+    return whole(json.loads(tree))

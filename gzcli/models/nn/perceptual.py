@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gzcli.core.errors import MissingError, UsageError, install_line
 from gzcli.core.types import moved
 from gzcli.models.nn import is_shape_only, to_fp32
+from gzcli.store.files import reading
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
@@ -48,8 +49,10 @@ class LPIPS(nn.Module):
         Raises MissingError for absent files, UsageError for files with other weights."""
         if is_shape_only():
             return cls()
-        files = vgg_file(), linear_file()
-        states = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+        states = []
+        for file in (vgg_file(), linear_file()):
+            with reading(file, f"remove `{file}`, then get a new copy"):
+                states.append(torch.load(file, map_location="cpu", weights_only=True))
         model = cls()
         model.load(*states)
         return model
@@ -62,7 +65,7 @@ class LPIPS(nn.Module):
             self.layers.load_state_dict({k.removeprefix(prefix): v for k, v in vgg.items() if prefix in k})
             for i, p in enumerate(self.linear):
                 p.copy_(linear[f"lin{i}.model.1.weight"].flatten())
-        except (KeyError, RuntimeError) as e:
+        except (AttributeError, KeyError, RuntimeError, TypeError) as e:
             raise UsageError(f"the weights of LPIPS are not those of `{VGG}` and `lpips`: {e}") from e
 
     def features(self, x: Tensor) -> list[Tensor]:

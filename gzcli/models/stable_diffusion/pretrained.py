@@ -15,12 +15,13 @@ import yaml
 from torch import nn
 from transformers import BatchEncoding
 
-from gzcli.core.errors import MissingError, UsageError, first_line
+from gzcli.core.errors import GzError, MissingError, UsageError, first_line
 from gzcli.core.hints import advice, setting
 from gzcli.models.nn import is_shape_only
 from gzcli.models.stable_diffusion import tiny
 from gzcli.models.stable_diffusion.kinds import Config, Kind, kind_of
-from gzcli.store.files import read_object
+from gzcli.store.cache_files import remove
+from gzcli.store.files import check_folder, read_object
 from gzcli.store.hub import TINY, repository
 
 
@@ -58,8 +59,10 @@ def load_base(name: str) -> Kind:
     else:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        folder = tiny.folder(name) if name in TINY else repository(name, key="model.base", files=FILES)
-        base = _load_folder(folder, name)
+        if name in TINY:
+            base = _load_tiny(name)
+        else:
+            base = _load_folder(repository(name, key="model.base", files=FILES), name)
     takes = getattr(base.pipe, base.net).config.in_channels // base.packing
     if takes != (channels := base.pipe.vae.config.latent_channels):
         raise UsageError(
@@ -85,8 +88,19 @@ class BlankTokenizer:
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
+def _load_tiny(name: str) -> Kind:
+    """A tiny base, from the cache. A damaged one is made again."""
+    folder = tiny.folder(name)
+    try:
+        return _load_folder(folder, name)
+    except GzError:
+        remove(folder)
+        return _load_folder(tiny.folder(name), name)
+
+
 def _load_folder(folder: Path, name: str) -> Kind:
     """The base in a folder, only from safetensors, because other formats may run code on loading."""
+    check_folder(folder)
     config = configs(str(folder))
     if config is None:
         message = f"`model.base`: `{folder}` contains no `model_index.json`"

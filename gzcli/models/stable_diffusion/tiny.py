@@ -18,6 +18,7 @@ from torch import nn
 from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from gzcli.models.stable_diffusion.kinds import Kind, kind_of
+from gzcli.store.cache_files import remove
 from gzcli.store.files import part_path, readable
 from gzcli.store.paths import cache_dir
 
@@ -36,6 +37,7 @@ def folder(name: str) -> Path:
     """The folder of the tiny base with this name, made on its first use."""
     place = cache_dir("bases", f"{name}-{EDITION}")
     if not place.is_dir():
+        remove(place)
         part = part_path(place)
         tiny_base(name).pipe.save_pretrained(part)
         readable(part)
