@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gzcli.api import LoadedRun as Run
     from gzcli.api.compare import bench, compare
     from gzcli.api.samples import Samples
+    from gzcli.api.sampling import sample
     from gzcli.api.scoring import alarm, ood
     from gzcli.core.errors import DeviceError, DivergedError, GzError, MissingError, UsageError
     from gzcli.core.types import Batch, DataInfo, Noise, Progress
@@ -33,6 +34,7 @@ _PLACES = {
     **dict.fromkeys(("bench", "compare"), "gzcli.api.compare"),
     **dict.fromkeys(("alarm", "ood"), "gzcli.api.scoring"),
     "Samples": "gzcli.api.samples",
+    "sample": "gzcli.api.sampling",
     **dict.fromkeys(
         ("DeviceError", "DivergedError", "GzError", "MissingError", "UsageError"), "gzcli.core.errors"
     ),
@@ -68,6 +70,7 @@ __all__ = [
     "ood",
     "open_data",
     "runs",
+    "sample",
     "sweep",
     "train",
     "which",

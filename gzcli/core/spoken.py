@@ -28,6 +28,7 @@ SHELL_ONLY = {
     "report": "`gz report` reads the folder of a result",
     "submit": "a job script contains a command line",
     "slurm": "a job script contains a command line",
+    "open": "a notebook displays images",
     "fail": "a script reads `flagged` and `unreadable`",
 }
 CALLS = ("train", "sample", "ood", "bench", "league", "which", "sweep")  # verbs with a function

@@ -174,6 +174,8 @@ def read_prompts(typed: Sequence[str], file: Path | None) -> list[str]:
     """The prompts that were typed, then those of a file."""
     if file is None:
         return list(typed)
+    if not file.is_file():
+        raise MissingError(f"`{file}` does not exist", hint="pass a text file with one prompt per line")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as e:

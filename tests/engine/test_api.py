@@ -34,6 +34,7 @@ from gzcli.league.call import league
 from gzcli.models.vae.vae import VAE
 from gzcli.store import model_files, runs
 from gzcli.store.paths import cache_dir
+from gzcli.store.png import FORMATS
 
 TEMPLATE = Path(testing.__file__).parent / "template.py"
 SMALL = {"model.net": "mlp", "model.hidden": (16,), "model.latent": 2, "train.best": "none"}
@@ -220,6 +221,7 @@ def test_parts_alone_run_as_the_page_says_and_load_nothing_of_the_trainer():
 # verb → the functions that have its options
 CALLS = {
     "ood": (gzcli.ood, gzcli.alarm),
+    "sample": (gzcli.sample,),
     "bench": (gzcli.bench,),
     "league": (league,),
     "which": (gzcli.which,),
@@ -229,7 +231,8 @@ CALLS = {
 
 @pytest.mark.parametrize("verb", CALLS)
 def test_a_call_has_the_options_of_its_verb(verb):
-    """Under the same names, but those of the table NAMES; those of SHELL_ONLY are of the shell alone."""
+    """Under the same names, but those of the table NAMES; those of SHELL_ONLY are of the shell alone. The
+    flags of formats are items of `formats`."""
     params = app.build().commands[verb].params
     options = [param for param in params if param.param_type_name == "option" and not param.hidden]
     flags = [max(param.opts, key=len).lstrip("-").replace("-", "_") for param in options]
@@ -239,8 +242,36 @@ def test_a_call_has_the_options_of_its_verb(verb):
         for name, parameter in inspect.signature(call).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-    shared = {NAMES.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
+    renamed = NAMES | dict.fromkeys(FORMATS if verb == "sample" else (), "formats")
+    shared = {renamed.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
     assert names - {"set", "what"} == shared - {"set"}
+
+
+def test_samples_in_files_are_those_in_memory_and_are_drawn_again(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "run", in_process)
+    drawn = gzcli.sample("mine", n=4, seed=5, temperature=0.5, formats=["npz"], cpu=True, quiet=True)
+    expected = run.sample(4, seed=5, temperature=0.5)
+    np.testing.assert_array_equal(np.load(drawn.npz)["samples"].transpose(0, 3, 1, 2), expected)
+    assert (drawn.run, drawn.n, len(drawn.files)) == (run.id, 4, 4) and drawn.grid.parent == drawn.folder
+    again = gzcli.sample(like=drawn.files[2], out=tmp_path / "again", cpu=True, quiet=True)
+    assert again.difference.most == 0 and again.folder == tmp_path / "again" and again.n == 4
+    pictures = expected.save(tmp_path / "pictures")
+    rebuilt = gzcli.sample("mine", do="reconstruct", input=pictures, n=4, cpu=True, quiet=True)
+    assert rebuilt.n == 4 and drawn.difference is None
+    for words, options, text in (
+        ((), {}, "`gzcli.sample` needs a model"),
+        (("mine",), {"temprature": 1}, "has no option `temprature`\nhint: did you mean `temperature`?"),
+        (("mine",), {"labels": ["3"]}, "was not trained with labels"),
+        (("mine",), {"do": "reconstruct", "input": expected}, "are paths\nhint: `run.do(…)` takes arrays"),
+        (("mine",), {"formats": ["jpg"]}, "no format is called `jpg`"),
+        ((), {"like": drawn.files[2], "n": 3}, "cannot be used together"),
+    ):
+        with pytest.raises(gzcli.UsageError) as error:
+            gzcli.sample(*words, **options)
+        assert text in str(error.value)
+    for options in ({"prompts": Path("nowhere.txt")}, {"do": "reconstruct", "input": "nowhere"}):
+        with pytest.raises(gzcli.MissingError, match=r"`nowhere.* does not exist"):
+            gzcli.sample("mine", **options)
 
 
 def test_the_alarm_of_the_page_flags_a_foreign_image(tmp_path, monkeypatch):
