@@ -99,6 +99,8 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     made = {name for name in TABLE if file_of(name).exists()}
     assert here == {f"pretrained:{name}" for name in WHEEL if name in made} and more == made - set(WHEEL)
     assert here and more
+    run("-m", "gzcli", "model", "new", "maf", env=env, cwd=tmp_path)
+    run("-m", "gzcli", "train", "./maf.py", "--data", "digits", "--steps", "2", env=env, cwd=tmp_path)
 
 
 def steps_of(flow: str) -> list[dict]:

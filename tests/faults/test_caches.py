@@ -21,7 +21,6 @@ from test_full import largest
 from zoo import CASES
 
 from gzcli.cli import app
-from gzcli.core import rates
 from gzcli.core.errors import MissingError
 from gzcli.core.sections import LaunchSection
 from gzcli.data.packs.open import open_pack
@@ -35,7 +34,7 @@ from gzcli.metrics import classifier
 from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.features import LeNet
 from gzcli.metrics.pretrained import Features
-from gzcli.store import cache_files, files, index, metrics, runs
+from gzcli.store import cache_files, files, index, metrics, rates, runs
 from gzcli.store.run_folder import Run
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), np.uint8)
