@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gzcli.core.devices import pick_device
 from gzcli.core.sections import LaunchSection
@@ -17,12 +17,11 @@ from gzcli.data.sets.registry import locate
 from gzcli.engine.log import Log
 from gzcli.judge import bench as judge
 from gzcli.launch import comparing
+from gzcli.launch.comparing import Split
 from gzcli.launch.jobs import do_job
 from gzcli.store import claims
 from gzcli.store.jobs import Job
 from gzcli.store.paths import user_dir
-
-Split = Literal["test", "val", "train", "all"]  # of the real images
 
 
 @dataclass(frozen=True)

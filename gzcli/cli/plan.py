@@ -8,25 +8,23 @@ A dry run creates nothing except, in the cache, the cost of a step. torch is loa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from gzcli.cli import out
-from gzcli.core import measured
-from gzcli.core.errors import GzError, UsageError
+from gzcli.core.errors import UsageError
 from gzcli.core.sections import additions, leaves
-from gzcli.core.units import about, count, counted, short, sides, size
-from gzcli.launch import forecast
+from gzcli.core.units import about, count, counted, sides, size
+from gzcli.launch import forecast, needs
 from gzcli.launch.cost import Cost, together
-from gzcli.launch.forecast import DataFacts, Forecast, h100_seconds
+from gzcli.launch.forecast import Forecast, h100_seconds
 from gzcli.launch.launcher import Plan, show, usable_gpus
+from gzcli.launch.needs import DataFacts
 from gzcli.launch.plan import Request, Start, check_batches, previous_words, shared_out
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, large_limits
 from gzcli.recipe.yaml import flow
-from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
@@ -76,7 +74,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
         return
     if plan.machine_rank:
         return
-    facts, _ = forecast.of_data(request.recipe)
+    facts, _ = needs.of_data(request.recipe)
     timed = not (getattr(request.recipe.dataset, "embedded", False) or request.length_is_typed)
     whole = replace(request.recipe, parts=recipe.parts, data=recipe.data)
     outlook = Outlook.of(whole, plan, facts, request.at_paper if timed else None, timed=timed)
@@ -112,19 +110,19 @@ def show_plan(start: Start, *, keys: bool) -> None:
     else:
         recipe, rounded = shared_out(recipe, plan.processes)
         rounded += large_limits(recipe)
-    facts, needs = forecast.of_data(recipe)
+    facts, lacking = needs.of_data(recipe)
     outlook = Outlook.of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
     if refused := next((one.refused for one in outlook.models if one.refused), None):
         raise refused
     if facts.info():
-        needs += dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
-    needs += [*forecast.absent_weights(recipe), *forecast.absent_runs(recipe)]
+        lacking += dict.fromkeys(one.lacking for one in outlook.models if one.lacking)
+    lacking += [*needs.absent_weights(recipe), *needs.absent_runs(recipe)]
     if plan.gpus and plan.gpus > (gpus := usable_gpus()).usable:
-        needs.append(f"{counted(plan.gpus, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})")
+        lacking.append(f"{counted(plan.gpus, 'GPU')} ({gpus.lack or f'here: {gpus.there}'})")
     memory, (tree, origin) = forecast.memory_of(plan), resolved_tree(outlook)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
     launch = show(path, plan)
-    lines = [*in_lines(outlook, memory), ("needs", ", ".join(needs) or "no downloads")]
+    lines = [*in_lines(outlook, memory), ("needs", ", ".join(lacking) or "no downloads")]
     for label, text in (*(("start", line) for line in starts(start.request)), *lines):
         out.text("\n".join(out.fitted(text, f"{label:<8}")))
     on = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
@@ -145,7 +143,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
         out.info(text)
     if hint := forecast.memory_hint(outlook.models, plan, memory):
         out.hint(hint)
-    of_recipe = {"recipe": tree, "origin": origin, "data": asdict(facts), "needs": needs}
+    of_recipe = {"recipe": tree, "origin": origin, "data": asdict(facts), "needs": lacking}
     of_start = {"run": path, "resume": run is not None, "processes": plan.processes, "gpus": plan.gpus}
     out.data({**figures(outlook), **of_recipe, **of_start, "launch": launch})
 
@@ -200,60 +198,12 @@ def figures(outlook: Outlook) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- samples of a model
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """The cost of an image of a model: seconds and network calls. None: unknown."""
-
-    seconds: float | None = None
-    calls: float | None = None
-
-    @classmethod
-    def of(cls, model: str, data: str, run: Run | None = None, steps: int | None = None) -> Drawing:
-        """The cost that a run measured at its end and in its benches. Without these, that of a shipped
-        league, preferably on the same set. steps: sampler steps, to which both costs are proportional.
-        Default: the model's own."""
-        if run:
-            seconds = run.status().get("sample_seconds")
-            usual = (run.serving.tree().get("sample") or {}).get("steps")
-            more = steps / usual if steps and usual else 1.0
-            if steps and not usual:
-                return cls()
-            calls = calls_of(run)
-            return cls(seconds and more * seconds / 1000, calls and more * calls)
-        places = sorted(measured.places(), key=lambda place: place[0] != data)
-        rows = (row for place in places for row in measured.standings(*place) if row["model"] == model)
-        row = next((row for row in rows if row["sample_seconds"]), {})
-        seconds, calls = (float(row.get(key) or 0.0) for key in ("sample_seconds", "calls"))
-        return cls(seconds or None, calls or None)
-
-    def or_as(self, tried: forecast.Drawn) -> Drawing:
-        """These costs, and those of a trial on this machine for what is unknown."""
-        return Drawing(self.seconds or tried.sample, self.calls or tried.calls)
-
-    def in_words(self, n: int | None) -> str:
-        """The cost of n images in words; of one image if n is 0 or None."""
-        each = f", {counted(round(self.calls), 'call')} per image" if self.calls else ""
-        if self.seconds is None:
-            return f"an unknown time{each}"
-        return (f"about {about(n * self.seconds)}" if n else f"{short(self.seconds, 2)} s per image") + each
-
-
-def calls_of(run: Run) -> float | None:
-    """The network calls per image, as counted by the newest bench of the run."""
-    for path in sorted(run.path.glob(f"bench/*/{Run.result_file}"), reverse=True):
-        with suppress(GzError):  # a damaged result counts as none
-            for row in files.read_object(path).get("rows") or []:
-                if isinstance(row, dict) and row.get("run") == run.id and row.get("calls"):
-                    return float(row["calls"])
-    return None
-
-
 def show_sampling(
     rows: Sequence[tuple[Run, int | None, Cost]], further: Sequence[str], evaluation: Cost, **facts: Any
 ) -> None:
-    """Prints the cost of sampling runs, further lines, and the total with the cost of an evaluation. rows: a
-    run, the number of its images (None: one for each input image) and the cost of one. The JSON also has the
-    facts."""
+    """Prints the cost of sampling runs, further lines, and the total with the cost of an evaluation. The JSON
+    also has the facts. rows: a run, the number of its images (None: one for each input image), and the cost
+    of one."""
     for run, n, cost in rows:
         images = counted(n, "image") if n else "one image per input image"
         for line in out.fitted(f"{run.id}: {images}, {cost.of_samples(n)}"):
@@ -264,27 +214,6 @@ def show_sampling(
     if seconds and (evaluation.fixed or len(rows) > 1):
         out.text(f"total: about {about(seconds + (evaluation.fixed or 0.0))}")
     values = [{"run": run.id, "n": n, "seconds": cost.each, "calls": cost.calls} for run, n, cost in rows]
-    out.data({"rows": values, "seconds": seconds, **facts})
-
-
-def show_drawing(
-    rows: Sequence[tuple[Run, int | None, Drawing]],
-    further: Sequence[str],
-    evaluation: float = 0.0,
-    **facts: Any,
-) -> None:
-    """Prints the cost of sampling runs, further lines, and the total with the seconds of evaluation. The JSON
-    also has the facts."""
-    for run, n, drawing in rows:
-        images = counted(n, "image") if n else "one image per input image"
-        for line in out.fitted(f"{run.id}: {images}, {drawing.in_words(n)}"):
-            out.text(line)
-    seconds = together([n and one.seconds and n * one.seconds for _, n, one in rows])
-    for text in further:
-        out.text(text)
-    if seconds and (evaluation or len(rows) > 1):
-        out.text(f"total: about {about(seconds + evaluation)}")
-    values = [{"run": run.id, "n": n, **asdict(one)} for run, n, one in rows]
     out.data({"rows": values, "seconds": seconds, **facts})
 
 

@@ -17,17 +17,21 @@ T = TypeVar("T")
 FOREIGN = ("pip ", "hf ", "srun ", "docker ", "accelerate ", "cd ", "ulimit ")  # commands of other programs
 # flag → keyword
 NAMES = {"label": "labels", "in": "data", "train_missing": "league", "lr": "set", "score": "scores"}
-NAMES |= {"map": "maps", "prompt": "prompts"}
+NAMES |= {"map": "maps", "prompt": "prompts", "jobs": "at_once"}
 # options of verbs that no call has → why
 SHELL_ONLY = {
     "json": "a call returns values",
     "dry_run": "it prints a forecast for a person",
+    "yes": "a call asks nothing",
+    "wide": "a result has every metric",
+    "columns": "a result has every metric",
     "report": "`gz report` reads the folder of a result",
     "submit": "a job script contains a command line",
     "slurm": "a job script contains a command line",
     "open": "a notebook displays images",
     "fail": "a script reads `flagged` and `unreadable`",
 }
+CALLS = ("train", "sample", "ood", "bench", "league", "which", "sweep")  # verbs with a function
 LISTS = {"models": "gzcli.models()", "data": "gzcli.datasets()", "runs": "gzcli.runs()"}
 _SET = re.compile(r"""--set '?([\w.]+)=((?:\[[^\]]*\])|"[^"]*"|[^\s`']+)'?(?:,? (?=--set))?""")
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*)(?:[ =]([\w./%-]+))?")
@@ -89,7 +93,7 @@ def _call(command: str) -> str | None:
         return None
     if verb == "list" or words[:1] == ["list"]:
         return LISTS.get("models" if verb == "list" and not words else words[0] if verb == "list" else verb)
-    if verb not in ("train", "sample", "ood", "bench") or "…" in words or "--help" in words:
+    if verb not in CALLS or "…" in words or "--help" in words:
         return None
     names: list[str] = []
     options: dict[str, str] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.sections import part_of
@@ -31,6 +31,7 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs, by_name
 
 SAMPLES = 2000  # of each model
+Split = Literal["test", "val", "train", "all"]  # of the real images
 
 
 @dataclass(frozen=True)

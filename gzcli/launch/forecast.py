@@ -1,13 +1,12 @@
-"""The requirements and the forecast of a training: its data, earlier runs and weights, the size of its
-models, and the memory and time of a step on this machine. No data set is opened and torch is not loaded.
-Values that are not in the cache come from the engine's `forecast`, in a separate process.
+"""The forecast of a training, of images and of scores: the size of models, and the memory and time of a step
+or an image on this machine. torch is not loaded. Values that are not in the cache come from the engine's
+`forecast`, in a separate process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -21,26 +20,22 @@ from gzcli.core import signals
 from gzcli.core.devices import PEAKS, cpu_name, gpu_memory, gpu_name, host_memory
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part, part_of
-from gzcli.core.types import Say, silent
-from gzcli.core.units import Size, as_size, counted, likelihoods, sides, size
-from gzcli.data.packs.open import is_here, pack_options, peek, size_of
-from gzcli.data.packs.pack import PackMeta
-from gzcli.data.sets.registry import DataSpec, HubSet, locate
+from gzcli.core.types import Say
+from gzcli.core.units import counted, likelihoods, size
 from gzcli.launch import launcher
 from gzcli.launch.cost import OF_LIKELIHOODS, TO_FIT, Cost, together
-from gzcli.launch.from_file import find_run, metadata
+from gzcli.launch.from_file import metadata
 from gzcli.launch.launcher import Plan, usable_gpus
+from gzcli.launch.needs import of_data
 from gzcli.models import catalog
-from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
+from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import files, jobs, model_files, runs
-from gzcli.store.hub import at_hand, is_id
 from gzcli.store.jobs import IMAGE_COSTS, SCORE_COSTS, TrialJob
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
-UNKNOWN = 10  # assumed number of classes if a conditional model's set is not packed yet
 WEEK = 7 * 86_400  # seconds above which a plan asks before it starts
 PAUSES = 0.1  # share of the time for images, validation and checkpoints, as with `--minutes`
 # The share of an H100's peak that a net of this zoo is taken to reach, the seconds that each of its kernels
@@ -58,106 +53,6 @@ DRAWING = ("model", "data", "sample")  # sections of a recipe that affect the ti
 SCORING = ("model", "data", "ood")  # and of its scores
 
 Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # runs a job and returns its rows
-
-
-# ---------------------------------------------------------------------------- the data set
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """The facts of a data set that is not opened. None means unknown."""
-
-    name: str  # in the recipe
-    key: str  # in ids of runs
-    title: str
-    cached: bool = False  # whether its files are on this machine
-    packed: bool = False  # whether its pack is
-    download: int = 0  # bytes
-    size: Size | None = None  # shape of the images that a model reads
-    channels: int | None = None
-    levels: int | None = None
-    classes: tuple[str, ...] = ()  # placeholders if they are unknown; () without labels
-    multilabel: bool = False
-    n: int = 0  # training images; 0: not known
-    valued: bool = False  # whether they are not 8-bit images
-
-    def info(self) -> dict[str, Any] | None:
-        """The description for which models are planned; None if size or channels are unknown."""
-        if self.size is None or self.channels is None:
-            return None
-        # in this order, on which cache keys of costs depend
-        info = {"shape": [self.channels, *sides(self.size)], "classes": list(self.classes)}
-        levels = self.levels if self.packed or self.valued else self.levels or 256
-        return {**info, "levels": levels, "multilabel": self.multilabel, "n": self.n}
-
-
-def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
-    """Raises UsageError if a set lacks what a model needs or, with `batch`, has fewer images than a
-    batch."""
-    for part in recipe.parts:
-        check_data(part, catalog.card(part.model), meta)
-        if batch:
-            check_batch_of(part, meta)
-
-
-def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
-    """The facts of the recipe's data set, and the steps needed before it can be used."""
-    data, measured = recipe.data, recipe.choice.facts
-    facts = DataFacts(
-        data.name, recipe.key, data.name, size=size_of(data), channels=data.channels, levels=data.levels
-    )
-    try:
-        dataset = recipe.dataset or locate(data.name)
-        meta = peek(dataset, **pack_options(data))
-    except GzError as error:
-        return facts, [error.message]
-    values: dict[str, Any] = {}
-    if meta:
-        check_set(recipe, meta)
-        channels, height, width = meta.shape
-        source = meta.values if data.levels in (None, (meta.values or {}).get("levels")) else None
-        source = source or {"channels": channels, "levels": meta.levels}
-        values = {
-            "packed": True,
-            "size": as_size(height, width),
-            **{key: source[key] for key in ("channels", "levels")},
-        }
-        values |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
-    elif isinstance(dataset, DataSpec):
-        values = {"size": facts.size or dataset.sized(data.size).size, "levels": dataset.levels}
-        values |= {"channels": data.channels or dataset.channels, "classes": dataset.class_names}
-        values |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
-    elif measured:
-        classes = UNKNOWN if any(part.options.get("conditional") for part in recipe.parts) else 0
-        values = {"size": data.size or as_size(measured.height, measured.width)}
-        values |= {"levels": measured.levels, "valued": measured.valued, "n": measured.n}
-        values |= {"multilabel": measured.multilabel}
-        channels = measured.channels if measured.valued else data.channels or measured.channels
-        values |= {"channels": channels}
-        values |= {"classes": tuple(map(str, range(classes)))}  # made up
-    facts = replace(facts, **values | ({"levels": data.levels} if data.levels else {}))
-    here, title = is_here(dataset), f"{dataset.name}: {dataset.title}" if dataset.name else dataset.title
-    download = dataset.sized(data.size).download_size if isinstance(dataset, DataSpec) else 0
-    facts = replace(facts, title=title, cached=here, download=download)
-    fetch = f"`gz data download {dataset.name}`"
-    if isinstance(dataset, HubSet):
-        fetch = f"`hf download {dataset.address} --repo-type dataset`, done automatically by the training"
-    return facts, [] if here else [fetch]
-
-
-def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:
-    """The steps for a number of passes over the training images (epochs), by the dotted key of each part of a
-    recipe."""
-    facts, flags = of_data(recipe)[0], {}
-    for part in recipe.parts:
-        images, batch = min(facts.n, part.data.n or facts.n), part.train.batch_size
-        if not images:
-            message = f"`--epochs`: the number of images in `{recipe.data.name}` is not known yet"
-            raise UsageError(message, hint=f"use `--steps N`; each step uses {batch} images")
-        flags[f"{part.in_recipe}train.steps"] = steps = max(1, math.ceil(epochs * images / batch))
-        of = f"`{part.stage}`: " if part.stage else ""
-        say(f"{of}{epochs:g} epochs of {images:,} images in batches of {batch}: --steps {steps}")
-    return flags
 
 
 # ---------------------------------------------------------------------------- size, memory and time of a step
@@ -313,24 +208,6 @@ def stages_of(recipe: Recipe) -> dict[str, Part]:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The seconds that an image of a model takes on this machine, and its network calls. None if unknown, or
-    if the model has no such likelihood."""
-
-    sample: float | None = None
-    calls: float | None = None
-    log_prob: float | None = None
-    classes: int = 0  # for which a likelihood may be computed too
-
-    def of_likelihoods(self, n: int, budget: float) -> float:
-        """The seconds for the likelihoods of at most n test images, within the budget of a recipe."""
-        if self.log_prob is None:
-            return 0.0
-        n, passes = likelihoods(self.log_prob, budget, n, self.classes)
-        return n * passes * self.log_prob
-
-
-@dataclass(frozen=True)
 class Drawer:
     """A model whose images, or their scores, are timed untrained."""
 
@@ -376,15 +253,6 @@ def drawer_of_run(
         part = replace(part, sample={**part.sample, **(options or {})}, ood=ood)
         return None if part.data.latent else Drawer(part, stages, plan, shape)
     return None
-
-
-def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> list[Drawn]:
-    """The time that images of models take on this machine. Times that are not in the cache are measured
-    together, in one process for each description of a set."""
-    rows = [one.row(kinds) for one in drawers]
-    measure_rows(drawers, rows, measure)
-    results = [[row["result"].get(name) for name in IMAGE_COSTS] for row in rows]
-    return [Drawn(each, calls, log_prob, classes or 0) for each, calls, log_prob, classes in results]
 
 
 def image_costs(
@@ -497,7 +365,7 @@ def machine_of(plan: Plan) -> str:
     return gpu_name() if plan.gpus else f"{cpu_name()}, {plan.threads} threads"
 
 
-# ---------------------------------------------------------------------------- what may be lacking
+# ---------------------------------------------------------------------------- memory
 
 
 def memory_of(plan: Plan) -> int | None:
@@ -527,26 +395,3 @@ def ways_to_save(part: Part, plan: Plan) -> list[str]:
     if pieces := next((k for k in range(part.train.accumulate + 1, each + 1) if each % k == 0), None):
         ways.append(f"`--set train.accumulate={pieces}`")
     return ways
-
-
-def absent_weights(recipe: Recipe) -> list[str]:
-    """The commands that download the hub models from which a recipe starts, if they are missing."""
-    bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
-    ids = {name for name in bases if isinstance(name, str) and is_id(name)}
-    return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]
-
-
-def absent_runs(recipe: Recipe) -> list[str]:
-    """Messages about missing runs and files on which a recipe is built, with their keys."""
-    absent = []
-    for part in recipe.parts:
-        latent = None if part.data.latent and is_id(part.data.latent) else part.data.latent
-        keys = {"data.latent": latent, "train.init": part.train.init, "ood.background": part.ood.background}
-        for key, name in keys.items():
-            if not name or name in recipe.stages or Path(name).exists():
-                continue
-            try:
-                find_run(name)
-            except GzError as error:
-                absent.append(f"`{key}`: {error.message}" + (f" ({error.hint})" if error.hint else ""))
-    return list(dict.fromkeys(absent))

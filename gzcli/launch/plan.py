@@ -28,9 +28,9 @@ from gzcli.data.packs.open import Use, open_pack, pack_options, size_of
 from gzcli.data.packs.pack import check_unchanged
 from gzcli.data.sets.registry import SPECS, DataSet, data_key, locate
 from gzcli.launch import launcher
-from gzcli.launch.forecast import check_set, in_steps
 from gzcli.launch.from_file import find_run, is_bundle, is_shared, is_weights
 from gzcli.launch.launcher import Plan
+from gzcli.launch.needs import check_set, in_steps
 from gzcli.models import catalog
 from gzcli.recipe import schema
 from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_chosen

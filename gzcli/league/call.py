@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gzcli.core import streams
 from gzcli.core.sections import LaunchSection
@@ -15,14 +15,13 @@ from gzcli.core.spoken import spoken
 from gzcli.core.types import Say, silent
 from gzcli.core.units import seconds_of
 from gzcli.launch import comparing
+from gzcli.launch.comparing import Split
 from gzcli.league import loop
 from gzcli.league.league import CALLS, SAMPLES, ask
 from gzcli.league.sweep import SweepResult, run_sweep, sweep_of
 from gzcli.league.which import Outcome
 from gzcli.league.which import ask as ask_race
 from gzcli.league.which import run as run_race
-
-Split = Literal["test", "val", "train", "all"]  # of the real images
 
 
 @dataclass(frozen=True)

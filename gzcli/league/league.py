@@ -20,7 +20,7 @@ from gzcli.core.sections import LaunchSection, tuples
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import BUDGETS, seconds_of
 from gzcli.data.sets.registry import locate
-from gzcli.launch import comparing, forecast, launcher
+from gzcli.launch import comparing, forecast, launcher, needs
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Request
@@ -236,7 +236,7 @@ def beside_others(launch: LaunchSection) -> LaunchSection:
 
 
 def shares_of(request: Request, plan: Plan, say: Say) -> list[float]:
-    info, measure = forecast.of_data(request.recipe)[0].info(), partial(forecast.measured, say=say)
+    info, measure = needs.of_data(request.recipe)[0].info(), partial(forecast.measured, say=say)
     return forecast.shares(forecast.expect(request.recipe, plan, info, measure=measure, timed=False)[0])
 
 

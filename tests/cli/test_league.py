@@ -586,7 +586,7 @@ def test_a_long_league_and_long_trainings_are_told(call, home, trained, judged):
     assert "no rank" not in call(*words, "--models", "wgan", "--seeds", "2")[2], "the mean is in time"
 
 
-def test_an_older_spelling_asks_for_the_same_league(call, home, trained, judged):
+def test_an_older_spelling_and_python_ask_for_the_same_league(call, home, trained, judged):
     options = ("--data", "digits", "--budget", "0.2m", "--cpu", "--seeds", "2", "-n", "60", "--json")
     dry = call("bench", "--train-missing", "vae", "wgan", *options, "--dry-run")
     assert dry[0] == 0 and dry == call("league", "--models", "vae,wgan", *options, "--dry-run")
@@ -595,6 +595,8 @@ def test_an_older_spelling_asks_for_the_same_league(call, home, trained, judged)
         for words in (("league", "vae"), ("bench", "--train-missing", "--models", "vae"))
     ]
     assert results[0]["folder"] == results[1]["folder"] and len(trained) == 2
+    how = {"data": "digits", "budget": "0.2m", "seeds": 2, "n": 60, "cpu": True, "quiet": True}
+    assert str(gzcli.league(["vae"], **how).folder) == results[0]["folder"] and len(trained) == 2
 
 
 def test_a_wrong_league_is_refused(call, monkeypatch):

@@ -28,6 +28,7 @@ from gzcli.data.packs.facts import SHAPES, Facts
 from gzcli.data.sets.registry import SPECS, find
 from gzcli.launch import forecast
 from gzcli.launch.launcher import Plan
+from gzcli.launch.needs import of_data
 from gzcli.launch.plan import shared_out
 from gzcli.models import catalog
 from gzcli.models.base import flat_defaults
@@ -894,7 +895,7 @@ def at_full(name, row, monkeypatch, n=50_000):
         data = "horse2zebra" if "second_domain" in needs(name) else STAND_INS[row][0]
     recipe = resolve(name, data=data, flags={"scale": "full"})
     if row not in SHAPES:
-        return recipe, forecast.of_data(recipe)[0].info()
+        return recipe, of_data(recipe)[0].info()
     height, width = sides(recipe.data.size or facts.height)
     shape = [recipe.data.channels or facts.channels, height, width]
     rest = {"levels": recipe.data.levels or 256, "multilabel": False, "n": n}

@@ -9,6 +9,7 @@ from itertools import combinations, pairwise
 
 import pytest
 
+import gzcli
 from gzcli.core import start
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.facts import Facts
@@ -185,6 +186,20 @@ def test_the_better_half_goes_to_the_next_round(leagues):
     three = which.run(Race(("c", "a", "b"), terms(), 120.0))
     assert three.order == tuple("abc") and len(three.rounds) == 2
     assert three.agreement is None
+
+
+def test_python_asks_for_the_race_of_the_command(call, monkeypatch):
+    races = []
+    monkeypatch.setattr("gzcli.league.which.run", lambda race, **how: races.append(race))
+    monkeypatch.setattr("gzcli.cli.which.show_race", lambda outcome: None)
+    words = ("which", "--data", "digits", "--budget", "20s", "--need", "likelihood", "--models", "vae,cvae")
+    assert call(*words, "--seed", "3", "--cpu")[0] == 0
+    monkeypatch.setattr("gzcli.league.call.run_race", which.run)
+    how = {"need": ["likelihood"], "models": ["vae", "cvae"], "seed": 3, "cpu": True, "quiet": True}
+    gzcli.which("digits", "20s", **how)
+    assert races[0] == races[1] and races[0].terms.seeds == (3,) and races[0].models == ("vae", "cvae")
+    with pytest.raises(UsageError, match="no need is called `speed`"):
+        gzcli.which("digits", "20s", need=["speed"])
 
 
 def test_judging_is_in_proportion_to_the_training(leagues):

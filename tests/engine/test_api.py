@@ -195,6 +195,7 @@ def test_calls_of_the_page_are_calls_of_the_functions():
         "ood": gzcli.ood,
         "alarm": gzcli.alarm,
         "league": league,
+        "which": gzcli.which,
         "sweep": gzcli.sweep,
     }
     assert {node.func.attr for node in calls} == {*functions} and callable(gzcli.league)
@@ -217,17 +218,23 @@ def test_parts_alone_run_as_the_page_says_and_load_nothing_of_the_trainer():
     assert not {"engine", "launch", "recipe", "cli", "judge", "api", "export"} & {*done.stdout.split()}
 
 
+# verb → the functions that have its options
 CALLS = {
     "ood": (gzcli.ood, gzcli.alarm),
     "sample": (gzcli.sample,),
-}  # verb → the functions that have its options
+    "bench": (gzcli.bench,),
+    "league": (league,),
+    "which": (gzcli.which,),
+    "sweep": (gzcli.sweep,),
+}
 
 
 @pytest.mark.parametrize("verb", CALLS)
 def test_a_call_has_the_options_of_its_verb(verb):
     """Under the same names, but those of the table NAMES; those of SHELL_ONLY are of the shell alone. The
     flags of formats are items of `formats`."""
-    options = [param for param in app.build().commands[verb].params if param.param_type_name == "option"]
+    params = app.build().commands[verb].params
+    options = [param for param in params if param.param_type_name == "option" and not param.hidden]
     flags = [max(param.opts, key=len).lstrip("-").replace("-", "_") for param in options]
     names = {
         name
@@ -236,7 +243,8 @@ def test_a_call_has_the_options_of_its_verb(verb):
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     renamed = NAMES | dict.fromkeys(FORMATS if verb == "sample" else (), "formats")
-    assert names - {"set", "what"} == {renamed.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
+    shared = {renamed.get(flag, flag) for flag in flags if flag not in SHELL_ONLY}
+    assert names - {"set", "what"} == shared - {"set"}
 
 
 def test_samples_in_files_are_those_in_memory_and_are_drawn_again(run, tmp_path, monkeypatch):

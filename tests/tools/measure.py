@@ -26,7 +26,7 @@ from gzcli import __version__
 from gzcli.core import devices, measured, rates, start
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
-from gzcli.launch import forecast, launcher
+from gzcli.launch import forecast, launcher, needs
 from gzcli.launch.plan import ask
 from gzcli.metrics import standings
 from gzcli.metrics.metric import column_of, metrics
@@ -301,7 +301,7 @@ def price(timed: bool) -> list[dict[str, Any]]:
             for name in recipe_names():
                 try:
                     recipe = ask(name, data, (), {"scale": scale}).recipe
-                    groups.setdefault(json.dumps(forecast.of_data(recipe)[0].info()), []).append(recipe)
+                    groups.setdefault(json.dumps(needs.of_data(recipe)[0].info()), []).append(recipe)
                 except GzError as error:
                     print(f"{name} {data} {scale}: {error.message}", file=sys.stderr)
             for shape, recipes in groups.items():
