@@ -28,7 +28,7 @@ from gzcli.data.readers import memory
 from gzcli.engine.log import Log
 from gzcli.judge import bench, contestants
 from gzcli.judge.real import ImageSet
-from gzcli.launch import forecast, launcher
+from gzcli.launch import cost, forecast, launcher
 from gzcli.launch.from_file import metadata, run_of
 from gzcli.metrics import classifier
 from gzcli.metrics.alarms.stored import stored
@@ -70,8 +70,8 @@ def cost_of_step(home: Path, patch: pytest.MonkeyPatch, said: list[str]) -> Use:
 
 def cost_of_judging(home: Path, patch: pytest.MonkeyPatch, said: list[str]) -> Use:
     def use() -> object:
-        if forecast.noted("judged", 0, 5.0) == 5.0:
-            forecast.note("judged", 0, 2.0)
+        if cost.noted("judged", 0, 5.0) == 5.0:
+            cost.note("judged", 0, 2.0)
         return 2.0
 
     return use
