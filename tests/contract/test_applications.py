@@ -47,12 +47,12 @@ TRIED = [case for case in ONCE if catalog.card(case.model).do]
 
 
 def pairs():
-    """Each application of each case, with labels and without. Where an earlier case has the method of the
-    same class it is slow."""
+    """Each application of each case. Where an earlier case has the method of the same class it is slow.
+    `test_the_images_of_a_set_bring_their_labels` has the quick cases with labels."""
     seen = set()
     for case in TRIED:
         for do in catalog.card(case.model).do:
-            key = definer(case.model, do), do, case.conditional
+            key = definer(case.model, do), do
             slow = key in seen or do == "restore"  # which tests/truth/test_restore.py tries
             yield pytest.param(case, do, id=f"{case}-{do}", marks=pytest.mark.slow if slow else ())
             seen.add(key)

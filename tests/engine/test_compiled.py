@@ -56,9 +56,9 @@ def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(Case("ddpm", DDPM | {"conditional": True}), marks=pytest.mark.slow),
-        Case("dit", DIT | {"timesteps": 20, "layers": 1}),
         VAE,
+        pytest.param(Case("ddpm", DDPM | {"conditional": True}), marks=pytest.mark.slow),
+        pytest.param(Case("dit", DIT | {"timesteps": 20, "layers": 1}), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -34,14 +34,20 @@ from gzcli.store.paths import user_dir
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 OLDEST = {f"old-{name}": "75c7b40" for name in ("vae", "vqvae", "fm")}
-DENOISERS = ("ddpm", "cddpm", "diffae", "dit", "zigma", "sgm", "ncsnv2", "fm", "cfm", "rf", "reflow")
+SIBLINGS = ("cddpm", "diffae", "dit", "zigma", "ncsnv2", "cfm", "rf", "reflow")  # of ddpm, sgm or fm
+DENOISERS = ("ddpm", "sgm", "fm", *SIBLINGS)
 NEWEST = {f"old-{name}": "5f2a185" for name in ("vae", "hvae", "glow", "pixelcnn", "dcgan", *DENOISERS)}
 UNSCORED = {*OLDEST, "old-dcgan", "old-diffae", "old-ncsnv2"}
 UNSCORED |= {"old-ddpm"}  # of clusters, whose likelihood was that of images without a cluster
 LATER = {f"old-{name}": "93607640" for name in ("edm", "sgm", "fm", "dit", "zigma")}
-DRAWN = [*(OLDEST | NEWEST).items(), *LATER.items()]
 RESUMED = [*OLDEST.items(), *((f"old-{name}", "5f2a185") for name in ("vae", "glow", "dcgan", "fm"))]
 RESUMED += [("old-edm", "93607640")]
+
+
+def drawn():
+    for name, commit in (*OLDEST.items(), *NEWEST.items(), *LATER.items()):
+        slow = name.removeprefix("old-") in SIBLINGS
+        yield pytest.param(name, commit, marks=pytest.mark.slow if slow else ())
 
 
 def resumed_of_each_family():
@@ -89,7 +95,7 @@ def same_machine(expected: dict[str, np.ndarray]) -> bool:
     return expected["made_by"].tolist() == [torch.__version__, torch.backends.cpu.get_cpu_capability()]
 
 
-@pytest.mark.parametrize(("name", "commit"), DRAWN)
+@pytest.mark.parametrize(("name", "commit"), drawn())
 def test_they_are_sampled_and_scored(name, commit, expected, monkeypatch):
     """The likelihood of conditional models without labels was that of hidden labels."""
     monkeypatch.setattr(Labelled, "over_classes", lambda self, log_prob, n, y, noise, **_: log_prob(y, noise))
