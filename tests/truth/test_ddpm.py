@@ -456,8 +456,7 @@ def test_inpainting_finds_the_conditional():
     model = DDPM.of(DataInfo((1, 4, 4), None), **small).double().eval()
     model.net.forward = lambda x, t, *_: field.denoised(x, *model.process.level(float(t[0]))[1:])
     x, mask, mean, covariance = field.halved()
-    keys = {"mask": mask.expand(n, 1, 4, 4), "method": "moments", "steps": 25}
-    out = flat(model.inpaint)(x.expand(n, 1, 4, 4), noise=noise(n), **keys).images
+    out = model.inpaint(x.expand(n, 1, 4, 4), mask=mask.expand(n, 1, 4, 4), noise=noise(n)).images
     check_moments(out[:, :, 2:].flatten(1).double(), mean, covariance)
 
 

@@ -243,14 +243,15 @@ def test_inpainting_keeps_what_is_known_and_follows_it():
     x = torch.stack([mean, -mean] * 4)
     mask = torch.zeros(8, 1, 4, 4)
     mask[:, :, :2] = 1
-    out = flat(model.inpaint)(x, mask=mask, noise=noise(8), steps=30, resample=3, jump=3).images
-    assert torch.equal(out[:, :, :2], x[:, :, :2])
-    torch.testing.assert_close(out, x, atol=0.12, rtol=0)
+    for how in ({}, {"method": "repaint", "steps": 30, "resample": 3, "jump": 3}):
+        out = flat(model.inpaint)(x, mask=mask, noise=noise(8), **how).images
+        assert torch.equal(out[:, :, :2], x[:, :, :2])
+        torch.testing.assert_close(out, x, atol=0.12, rtol=0)
 
 
 @pytest.mark.usefixtures("fp64")
 @pytest.mark.parametrize("name", ["vp", "ve"])
-def test_inpainting_by_moments_draws_from_what_images_may_be(name):
+def test_inpainting_draws_from_what_images_may_be(name):
     field, n = GaussianField(), 3000
     model = SGM.of(DataInfo((1, 4, 4), None), **SMALL, process=name).eval()
 
@@ -261,6 +262,5 @@ def test_inpainting_by_moments_draws_from_what_images_may_be(name):
 
     model.net.forward, model.to_estimate = lambda x, *_: x, split
     x, mask, mean, covariance = field.halved()
-    keys = {"mask": mask.expand(n, 1, 4, 4), "noise": noise(n), "method": "moments", "steps": 25}
-    out = flat(model.inpaint)(x.expand(n, 1, 4, 4), **keys).images
+    out = model.inpaint(x.expand(n, 1, 4, 4), mask=mask.expand(n, 1, 4, 4), noise=noise(n)).images
     check_moments(out[:, :, 2:].flatten(1), mean, covariance)

@@ -40,9 +40,9 @@ SIGMA_Y = 0.05  # standard deviation assumed for measurements, for the error of 
 class InpaintOptions:
     """How hidden pixels are completed.
 
-    method: `repaint`, or `moments`: condition on the known pixels by the first two moments of images.
-      Default: repaint for diffusion, moments for flows.
-    steps: noise levels. Default: 50, or 25 for flows.
+    method: condition on the known pixels by the first two moments of images (moments), or replace them at
+      each noise level by noised ones (repaint), which varies too little but computes no gradients.
+    steps: noise levels. Default: 25, or 50 for repaint.
     resample: repetitions of each segment by repaint. The cost is at most steps × resample network calls.
     jump: noise levels of a segment of repaint.
     iterations: iterations of conjugate gradients in each step of `moments`. A step takes one network call,
@@ -50,7 +50,7 @@ class InpaintOptions:
     guidance: classifier-free guidance scale. 0: unconditional; 1: no guidance; above 1: sharper.
     """
 
-    method: Literal["repaint", "moments"] | None = None
+    method: Literal["moments", "repaint"] = "moments"
     steps: int | None = None
     resample: int = 5
     jump: int = 5
@@ -91,7 +91,6 @@ class Applications(Denoiser):
     reverse_sampler: ClassVar[Sampler]  # returns from noised images to clean ones
     # sampler to noise and back, and its default steps
     ode_solver: ClassVar[tuple[Any, int]] = ("midpoint", 20)
-    completion: ClassVar[tuple[str, int]] = ("repaint", 50)  # default method and steps of inpainting
     recon_mean: Tensor | None = None  # mean and deviation of each error of an image, set by `fit_recon`
     recon_std: Tensor | None = None
 
@@ -222,11 +221,10 @@ class Applications(Denoiser):
         """Fills in images [B, C, H, W] at the pixels where mask [B, 1, H, W] is 0. The default mask hides the
         centre, half as high and wide as the image.
 
-        RePaint (Lugmayr 2022, arXiv:2201.09865; for scores Song 2021, appendix I.2) replaces the known pixels
-        at each level by noised ones. It samples the hidden pixels given the known ones only approximately.
-        The method `moments` is exact for Gaussian data.
+        The method `moments` is exact for Gaussian data. RePaint (Lugmayr 2022, arXiv:2201.09865; for scores
+        Song 2021, appendix I.2) samples the hidden pixels given the known ones only approximately.
         """
-        method, steps = options.method or self.completion[0], options.steps or self.completion[1]
+        steps = options.steps or (25 if options.method == "moments" else 50)
         at_least(1, steps=options.steps, resample=options.resample, jump=options.jump)
         at_least(1, iterations=options.iterations)
         mask = centre_mask(x) if mask is None else mask.to(x)
@@ -234,7 +232,7 @@ class Applications(Denoiser):
         c = self.image_condition(x, y, mask)
         randn = partial(noise.randn, *x.shape)
         z = self.process.prior_std * randn()
-        if method == "moments":
+        if options.method == "moments":
             measurement = Measurement(*[lambda image: mask * image] * 3)
             denoise = self.denoiser(c, WalkOptions(options.guidance, clip=False))
             denoise = self.condition_on(denoise, mask * x, measurement, options.iterations)

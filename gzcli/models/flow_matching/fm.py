@@ -81,7 +81,6 @@ class SamplingOptions(DrawOptions):
 class FlowMatching(LikelihoodByODE, Applications):
     """A network that predicts the velocity v(x [B, C, H, W], t [B]) from noise to data."""
 
-    completion = ("moments", 25)
     path_mean: Tensor | None = None  # [3], set by `fit_path`; float64 on the CPU
     path_precision: Tensor | None = None  # [3, 3]
 
