@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -160,9 +161,12 @@ def readable(folder: Path) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file; None if it is missing. Raises DamagedError if it is not text or too large."""
+    """The text of a file; None if it is missing. Raises DamagedError if it is not text, too large, or a pipe,
+    which would be waited for."""
     try:
-        if path.stat().st_size > LARGEST:
+        if not stat.S_ISREG((facts := path.stat()).st_mode) and not stat.S_ISDIR(facts.st_mode):
+            raise DamagedError(f"`{path}` is damaged: it is not a file")
+        if facts.st_size > LARGEST:
             raise DamagedError(f"`{path}` is damaged: it is larger than {LARGEST / 1e6:.0f} MB")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
