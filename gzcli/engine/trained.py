@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from gzcli.models import catalog
 from gzcli.models.base import Model, flat_defaults
 from gzcli.models.catalog import ModelCard
 from gzcli.models.nn import within
-from gzcli.store import rates, runs
+from gzcli.store import layout, rates, runs
 from gzcli.store.files import check_folder, checksum, read_tensors
 from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
@@ -397,12 +398,37 @@ def find_autoencoder(name: str, device: torch.device | str) -> tuple[Any, DataIn
     folder = folder / "vae" if (folder / "vae").is_dir() else folder
     check_folder(folder)
     try:
+        weights, _ = autoencoder_weights(folder)
         vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except Exception as e:  # of diffusers, safetensors and torch, which share no error class
+    except Exception as e:  # of gz, diffusers, safetensors and torch, which share no error class
         message = f"`data.latent`: `{folder}` contains no `AutoencoderKL` in safetensors: {first_line(e)}"
-        raise MissingError(message, hint="save it with `vae.save_pretrained`, or get a new copy") from e
-    (weights,) = folder.glob("*model.safetensors")
+        raise MissingError(message, hint=layout.COPY) from e
     return DiffusersVAE(vae.to(device).eval().requires_grad_(False)), None, checksum(weights)
+
+
+def autoencoder_weights(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights file of an `AutoencoderKL`, and its configuration. The sizes of both agree, so that
+    building it takes no more memory than the file has. Raises MissingError if a part is missing or
+    damaged."""
+    from diffusers import AutoencoderKL
+
+    config_file = folder / layout.CONFIG
+    config = layout.config(config_file, ("block_out_channels", "latent_channels", "out_channels"))
+    paths = layout.weight_files(folder, "*model.safetensors")
+    if len(paths) > 1:
+        raise MissingError(f"`{folder}` contains several autoencoders", hint=f"remove `{paths[1].name}`")
+    try:
+        with torch.device("meta"):
+            vae: Any = AutoencoderKL.from_config(config)
+    except Exception as e:  # the sizes are bounded, but a layer may refuse them
+        message = f"`{config_file}` describes no `AutoencoderKL`: {first_line(e)}"
+        raise DamagedError(message, hint=layout.COPY) from e
+    described = sum(p.numel() for p in vae.parameters())
+    stored = sum(map(math.prod, layout.shapes(paths).values()))
+    if described != stored:
+        message = f"`{paths[0]}` contains {stored:,} numbers, but its `{layout.CONFIG}` describes"
+        raise DamagedError(f"{message} {described:,}", hint=layout.COPY)
+    return paths[0], config
 
 
 def autoencoder_run(name: str) -> Run | None:

@@ -7,8 +7,9 @@ conversion is accepted if one forward pass agrees with that of diffusers.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,35 +18,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import DamagedError, MissingError, UsageError, first_line
 from gzcli.core.sections import DataSection, Part, TrainSection
 from gzcli.core.types import DataInfo
 from gzcli.core.units import as_size
 from gzcli.engine.checkpoint import Saved, SpaceRecord, save_weights, weights_of
 from gzcli.engine.log import Log
-from gzcli.engine.trained import build_model
+from gzcli.engine.trained import autoencoder_weights, build_model
 from gzcli.models.denoising.process import BETAS, DiscreteVP
 from gzcli.models.nn.unet import Constants, UNet
-from gzcli.store import files
+from gzcli.store import files, layout
 from gzcli.store.jobs import PublishedJob
+from gzcli.store.layout import CONFIG, COPY, INDEX, SCHEDULER
 
 UNET, DIT = "UNet2DModel", "DiTTransformer2DModel"
 NETS = {UNET: UNET, DIT: DIT, "Transformer2DModel": DIT}  # a class of diffusers, and gz's class that reads it
 PLACES = ("", "unet", "transformer")  # the folder of the network in that of the pipeline
-WEIGHTS = "diffusion_pytorch_model*.safetensors"
+NEEDS = {  # keys without which a network is not described
+    UNET: ("in_channels", "block_out_channels", "down_block_types", "up_block_types"),
+    DIT: (
+        *("in_channels", "num_attention_heads", "attention_head_dim"),
+        *("num_layers", "patch_size", "num_embeds_ada_norm"),
+    ),
+}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 LABELS = "num_class_embeds"
-# keys of a network's configuration that do not affect its outputs
-IDLE = {
-    "sample_size",
-    "num_train_timesteps",
-    "class_embed_type",
-    "dropout",
-    "upcast_attention",
-    "activation_fn",
-}
-IDLE |= {"attn_norm_num_groups", LABELS, "num_embeds_ada_norm", "norm_type", "attention_bias"}
+BETA_KEYS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
+    *("trained_betas", "rescale_betas_zero_snr"),
+)
+SIGMAS = ("sigma_min", "sigma_max", "sigma_data")  # keys of a consistency function's scheduler
+# keys of a network's configuration that do not affect its outputs, or that are compared with the weights
+IDLE = {"sample_size", "num_train_timesteps", "dropout", "upcast_attention", "attn_norm_num_groups"}
+IDLE |= {LABELS, "num_embeds_ada_norm"}
 DIFFERENCE = 1e-4  # maximum difference of outputs, relative to their deviation, of equal networks
+MAX_PATCHES = 16_384  # patches of a transformer; published ones have 1,024
 TIMES = 1000  # keys of a flow's network
 
 
@@ -89,7 +96,7 @@ class Published:
     @property
     def vae(self) -> Path | None:
         """The folder of its autoencoder."""
-        return self.folder / "vae" if (self.folder / "vae" / "config.json").is_file() else None
+        return self.folder / "vae" if (self.folder / "vae" / CONFIG).exists() else None
 
 
 def run(job: PublishedJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -107,27 +114,30 @@ def run(job: PublishedJob, folder: Path, device: torch.device, log: Log) -> dict
 
 
 def read(folder: Path) -> Published:
-    """The facts of a published folder. Raises MissingError for a missing part, UsageError for an unknown
-    network."""
-    net = next((folder / p for p in PLACES if files.whole_object(folder / p / "config.json")), None)
-    config = files.whole_object(net / "config.json") if net else {}
-    name = config.get("_class_name")
-    is_dit = NETS.get(str(name)) == DIT
+    """The facts of a published folder. Raises MissingError for a missing or damaged part, UsageError for an
+    unknown network."""
+    net = next((folder / p for p in PLACES if (folder / p / CONFIG).exists()), None)
+    if net is None:
+        hint = f"give a `{UNET}` or `{DIT}` of diffusers"
+        raise UsageError(f"`{folder}` contains no network", hint=hint)
+    config = layout.config(net / CONFIG, ["_class_name"])
+    name = config["_class_name"]
     if name not in NETS or (name == "Transformer2DModel" and config.get("norm_type") != "ada_norm_zero"):
-        raise UsageError(
-            f"`{folder}` contains `{name}`, a network that gz cannot read"
-            if name
-            else f"`{folder}` contains no network",
-            hint=f"give a `{UNET}` or `{DIT}` of diffusers",
-        )
-    places = (folder / "scheduler", folder)
-    scheduler = next((s for p in places if (s := files.whole_object(p / "scheduler_config.json"))), None)
-    if scheduler is None or net is None:
-        hint = "put its `scheduler_config.json` beside it"
+        hint = f"give a `{UNET}` or `{DIT}` of diffusers"
+        raise UsageError(f"`{folder}` contains `{name}`, a network that gz cannot read", hint=hint)
+    is_dit = NETS[name] == DIT
+    config = layout.config(net / CONFIG, NEEDS[NETS[name]])
+    places = (folder / "scheduler" / SCHEDULER, folder / SCHEDULER)
+    place = next((path for path in places if path.exists()), None)
+    if place is None:
+        hint = f"put its `{SCHEDULER}` beside it"
         raise MissingError(f"`{folder}` does not specify the noise schedule of its network", hint=hint)
+    scheduler = layout.config(place, ["_class_name"])
+    if scheduler["_class_name"].startswith("CM"):
+        scheduler = layout.config(place, SIGMAS)
     count = config.get("num_embeds_ada_norm" if is_dit else LABELS) or 0
     count = 0 if is_dit and count == 1 else count  # the one label of a network without labels
-    words = files.whole_object(folder / "model_index.json").get("id2label") or {}
+    words = (layout.config(folder / INDEX) if (folder / INDEX).exists() else {}).get("id2label") or {}
     classes = tuple(str(words.get(str(i), i)).partition(",")[0] for i in range(count))
     return Published(folder, net, config, scheduler, classes)
 
@@ -154,37 +164,44 @@ def saved_of(published: Published, name: str) -> Saved:
         options["conditional"] = False
     train = TrainSection(steps=1)
     part = Part(model, options, about=f"Published weights, {name}", data=data, train=train)
-    network: Any = build_model(part, info)
-    tensors = dict(_tensors(published.net))
-    if published.flow:
-        tensors = reversed_flow(tensors, config)
-    _check_config(published, network)
-    try:
-        network.net.load_diffusers(tensors)
-    except (RuntimeError, KeyError) as e:
-        message = f"the weights of `{published.net}` do not fit its `config.json`"
-        raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
-    check(network, published)
+    network = _network(published, part, info)
     return Saved(weights_of(network.state_dict()), part, info, 1, {}, space)
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a network's safetensors files, in fp32. Raises MissingError if there are none."""
-    from safetensors.torch import load_file
-
-    paths = sorted(path for path in folder.glob(WEIGHTS) if ".fp16" not in path.name)
-    if not paths:
-        hint = "convert the weights to safetensors; gz does not read `.bin` files, as they may run code"
-        raise MissingError(f"`{folder}` contains no `diffusion_pytorch_model.safetensors`", hint=hint)
-    for path in paths:
-        for name, value in load_file(path).items():
-            yield name, value.float()
+def _network(published: Published, part: Part, info: DataInfo) -> Any:
+    """The model with the weights of its network. Before it takes memory, it is built without values and
+    compared with the shapes of the weights. Raises DamagedError for a configuration that describes no
+    network, UsageError if the weights are of another network or if the outputs differ from those of
+    diffusers."""
+    paths = layout.weight_files(published.net)
+    shapes = layout.shapes(paths)
+    try:
+        with torch.device("meta"):
+            empty: Any = build_model(part, info)
+    except Exception as e:  # the sizes are bounded, but a layer may refuse them
+        message = f"`{published.net / CONFIG}` describes no network: {first_line(e)}"
+        raise DamagedError(message, hint=COPY) from e
+    _check_config(published, empty)
+    try:
+        empty.net.load_diffusers({n: torch.empty(shape, device="meta") for n, shape in shapes.items()})
+    except Exception as e:  # of torch, for a name or a shape
+        message = f"the weights of `{published.net}` do not fit its `{CONFIG}`"
+        raise UsageError(message, hint=str(e).strip().splitlines()[-1].strip()) from e
+    tensors = dict(layout.tensors(paths))
+    network: Any = build_model(part, info)
+    network.net.load_diffusers(reversed_flow(tensors, published.config) if published.flow else tensors)
+    check(network, published)
+    return network
 
 
 def _unet(published: Published) -> dict[str, Any]:
     """The options of a U-Net."""
     config, side = published.config, min(published.sides)
     widths, downs = config["block_out_channels"], config["down_block_types"]
+    for key in ("down_block_types", "up_block_types"):
+        if len(config[key]) != len(widths):
+            right = f"a list of {len(widths)} strings, as many as `block_out_channels`"
+            raise layout.wrong(published.net / CONFIG, key, config[key], right)
     first = widths[0]
     if any(width % first for width in widths):
         raise UsageError(
@@ -209,6 +226,12 @@ def _dit(published: Published) -> dict[str, Any]:
     """The options of a transformer."""
     config = published.config
     heads = config["num_attention_heads"]
+    if config["attention_head_dim"] is None:
+        raise layout.wrong(published.net / CONFIG, "attention_head_dim", None, "an integer")
+    h, w = published.sides
+    if h * w > MAX_PATCHES * config["patch_size"] ** 2:
+        right = f"for at most {MAX_PATCHES:,} patches"
+        raise layout.wrong(published.net / CONFIG, "sample_size", config["sample_size"], right)
     sizes = {"width": heads * config["attention_head_dim"], "heads": heads, "layers": config["num_layers"]}
     return {
         **sizes,
@@ -220,25 +243,20 @@ def _dit(published: Published) -> dict[str, Any]:
 
 def _process(published: Published) -> dict[str, Any]:
     """The options of the noise process. Raises UsageError for a schedule that gz lacks."""
-    from diffusers import DDPMScheduler
-
     scheduler = published.scheduler
     if published.flow:
         if published.kind == DIT or scheduler.get("use_dynamic_shifting"):
             raise UsageError(f"gz does not support the flow of `{published.folder}`")
         return {"shift": float(scheduler.get("shift", 1.0)), "sigma_min": 0.0}
     if published.consistency:
-        noise = {key: float(scheduler[key]) for key in ("sigma_min", "sigma_max", "sigma_data")}
+        noise = {key: float(scheduler[key]) for key in SIGMAS}
         return {**noise, "q": 256.0, "stages": 1}  # it is trained further as the last stage trains
-    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    form = {key: scheduler[key] for key in (*keys, "rescale_betas_zero_snr") if key in scheduler}
-    reference: Any = DDPMScheduler(**form)
-    table = reference.alphas_cumprod.double().sqrt().numpy()
-    kinds = ((name, zero) for name in BETAS for zero in (False, True))
+    table = _alphas(published)
+    kinds = [(name, zero) for name in BETAS for zero in (False, True) if len(table) > 1]
     fits = lambda name, zero: np.allclose(DiscreteVP(name, len(table), zero_snr=zero).alpha, table, atol=1e-5)  # noqa: E731
     schedule = next(((name, zero) for name, zero in kinds if fits(name, zero)), None)
-    if schedule is None or scheduler.get("_class_name", "").startswith("EDM"):
-        what = scheduler.get("beta_schedule") or scheduler.get("_class_name")
+    if schedule is None:
+        what = scheduler.get("beta_schedule") or scheduler["_class_name"]
         hint = "give a model with a linear (1e-4 … .02) or cosine schedule, or with a straight flow"
         raise UsageError(
             f"gz does not support the noise schedule of `{published.folder}` ({what})", hint=hint
@@ -250,18 +268,39 @@ def _process(published: Published) -> dict[str, Any]:
     return {**process, "prediction": prediction, "learned_variance": published.learned_variance}
 
 
+def _alphas(published: Published) -> np.ndarray:
+    """α at each time of a scheduler with betas; empty for any other scheduler."""
+    import diffusers
+
+    scheduler = published.scheduler
+    cls: Any = getattr(diffusers, scheduler["_class_name"], None)
+    is_scheduler = isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)
+    parameters = inspect.signature(cls).parameters if is_scheduler else dict[str, Any]()
+    if "trained_betas" not in parameters:
+        return np.zeros(0)
+    form = {key: scheduler.get(key, parameters[key].default) for key in BETA_KEYS if key in parameters}
+    betas, times = form["trained_betas"], form["num_train_timesteps"]
+    if betas is not None and len(betas) != times:
+        raise UsageError(f"`trained_betas` of `{published.folder}` has {len(betas)} numbers, not {times}")
+    try:
+        reference: Any = diffusers.DDPMScheduler(**form)
+    except (NotImplementedError, TypeError):  # an unknown schedule, or null
+        return np.zeros(0)
+    return reference.alphas_cumprod.double().sqrt().numpy()
+
+
 def _space(published: Published, height: int, width: int) -> tuple[str | None, SpaceRecord | None]:
     """The name and the record of the latent space, if the network has an autoencoder."""
     if published.vae is None:
         return None, None
-    config = files.whole_object(published.vae / "config.json")
-    factor, scale = 2 ** (len(config["block_out_channels"]) - 1), config.get("scaling_factor", 0.18215)
-    channels = published.config["in_channels"]
-    weights = sorted(published.vae.glob("*model.safetensors"))
-    if len(weights) != 1:
-        raise MissingError(f"`{published.vae}` contains no `diffusion_pytorch_model.safetensors`")
-    shape, shift = [config["out_channels"], factor * height, factor * width], [0.0] * channels
-    record = SpaceRecord(files.checksum(weights[0]), shape, 256, shift, [scale] * channels)
+    weights, config = autoencoder_weights(published.vae)
+    if (latents := config["latent_channels"]) != (channels := published.config["in_channels"]):
+        message = f"the latents of `{published.vae}` have {latents} channels"
+        raise UsageError(message, hint=f"its network in `{published.net}` takes {channels}")
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    scale, shift = config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
+    shape = [config["out_channels"], factor * height, factor * width]
+    record = SpaceRecord(files.checksum(weights), shape, 256, [shift] * channels, [scale] * channels)
     return str(published.folder.absolute()), record
 
 
@@ -309,7 +348,6 @@ def check(model: Any, published: Published) -> float:
     import diffusers
 
     reference: Any = getattr(diffusers, published.kind)
-    theirs = reference.from_pretrained(published.net, use_safetensors=True, local_files_only=True).eval()
     noise = torch.Generator().manual_seed(0)
     sides: tuple[int, ...] = published.sides
     if isinstance(model.net, UNet):  # of any size
@@ -323,7 +361,12 @@ def check(model: Any, published: Published) -> float:
         if y is None and published.kind == UNET
         else {"class_labels": torch.zeros(2).long() if y is None else y}
     )
-    want = theirs(x, t, **named).sample
+    try:
+        theirs = reference.from_pretrained(published.net, use_safetensors=True, local_files_only=True).eval()
+        want = theirs(x, t, **named).sample
+    except Exception as e:  # of diffusers, for a key that gz does not read
+        message = f"`{published.net / CONFIG}` describes no network of diffusers: {first_line(e)}"
+        raise DamagedError(message, hint=COPY) from e
     model.eval()
     ours = model.net(x, TIMES - t, y) * -1 if published.flow else model.net(x, t, y)
     differs = float((want - ours).abs().max() / want.std().clamp(min=1e-6))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import MissingError, UsageError, canonical
+from gzcli.core.errors import GzError, MissingError, UsageError, canonical
 from gzcli.core.hints import Hint, Option, advice, gz
 from gzcli.core.sections import LaunchSection
 from gzcli.core.types import DataInfo
@@ -86,7 +86,7 @@ def file_on_hub(ref: str) -> Path:
 def published_file(folder: Path, name: str) -> Path:
     """The cached file of gz for a folder in the layout of diffusers. The engine converts the weights in a
     separate process, and compares the network with that of diffusers."""
-    parts = sorted(path for path in folder.rglob("*") if path.suffix in (".json", SUFFIX))
+    parts = sorted(path for path in folder.rglob("*") if path.suffix in (".json", SUFFIX) and path.exists())
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
     source = repr((CONVERSION, str(folder.absolute()), facts))
     stem, key = Path(name).name, hashlib.sha256(source.encode()).hexdigest()
@@ -104,6 +104,12 @@ def published_file(folder: Path, name: str) -> Path:
         jobs.write(place, job)
         plan = launcher.plan(LaunchSection(cpu=True), every_gpu=False)
         launcher.run(place, plan, launcher=False, mode="quiet")
+    except GzError as e:
+        if e.kind != GzError.kind or not Run(place).log_file.is_file():
+            raise
+        log = cache / f"{key[:12]}.log.txt"
+        shutil.move(Run(place).log_file, log)
+        raise GzError(e.message, hint=f"the traceback is in `{log}`") from e
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return out

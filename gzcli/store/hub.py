@@ -13,7 +13,7 @@ from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.hints import advice, setting
-from gzcli.store import files
+from gzcli.store import files, layout
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 
@@ -156,9 +156,12 @@ def fetched(ref: str) -> Path:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder contains a network or a pipeline in the layout of diffusers."""
-    names = ("config.json", "model_index.json")
-    return any("_class_name" in files.whole_object(folder / name) for name in names)
+    """Whether a folder contains a network or a pipeline in the layout of diffusers, which may be damaged."""
+    names = (layout.CONFIG, layout.INDEX)
+    beside = (layout.SCHEDULER, f"scheduler/{layout.SCHEDULER}")
+    return any("_class_name" in files.whole_object(folder / name) for name in names) or (
+        any((folder / name).exists() for name in beside)
+    )
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:

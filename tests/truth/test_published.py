@@ -1,6 +1,8 @@
 """Weights in the layout of diffusers: what gz builds of their configuration computes what diffusers does."""
 
 import json
+import os
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from refused import refused
 from safetensors.torch import load_file, save_file
 
 from gzcli.cli import app
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError
 from gzcli.core.types import ImageNoise, no_progress
 from gzcli.engine.trained import build_model, load_trained
 from gzcli.export import published
@@ -21,6 +23,7 @@ from gzcli.launch.plan import ask, prepare
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import Level
 from gzcli.models.diffusion.ddpm import SamplingOptions
+from gzcli.store import layout
 
 diffusers = pytest.importorskip("diffusers")
 GOOGLE = {  # what the five networks of `google/ddpm-*` have in common
@@ -348,3 +351,162 @@ def test_a_consistency_function_only_samples(tmp_path, monkeypatch, capfd):
         ("`consistency` does not reconstruct", "--do", "reconstruct"),
     ):
         assert app.run(["sample", folder, *words]) == 2 and said in capfd.readouterr().err, words
+
+
+WRONG = {
+    "null": None,
+    "string": "x",
+    "negative": -1,
+    "zero": 0,
+    "huge": 10**9,
+    "nan": float("nan"),
+    "infinite": float("inf"),
+    "fraction": 1.5,
+    "empty": [],
+    "list": [3, 3, 3],
+    "strings": ["x"] * 11,
+    "map": {},
+    "flag": True,
+}
+MAY_BE = {  # which of these a key may be: texts, and the lengths of lists, are compared later
+    "attention_head_dim": ("null",),
+    "attn_norm_num_groups": ("null",),
+    "num_class_embeds": ("null",),
+    "num_train_timesteps": ("null",),
+    "out_channels": ("null",),
+    "sample_size": ("null",),
+    "trained_betas": ("null",),
+    "block_out_channels": ("list",),
+    "id2label": ("null", "map"),
+    **dict.fromkeys(("_class_name", "act_fn", "beta_schedule", "prediction_type"), ("string",)),
+    **dict.fromkeys(("downsample_type", "resnet_time_scale_shift"), ("string",)),
+    **dict.fromkeys(("dropout", "norm_eps", "freq_shift", "beta_start", "beta_end"), ("zero",)),
+    "downsample_padding": ("zero",),
+    **dict.fromkeys(("scaling_factor", "sigma_min", "sigma_max", "sigma_data", "shift"), ("fraction",)),
+    "shift_factor": ("null", "fraction", "negative", "zero"),
+    **dict.fromkeys(("flip_sin_to_cos", "rescale_betas_zero_snr", "use_dynamic_shifting"), ("flag",)),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder of each kind."""
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    kinds = {"classes": None, "consistency": None, "dit": None, "cifar10": flow}
+    place = tmp_path_factory.mktemp("published")
+    return {name: folder_of(place / name, HERE[name], noise) for name, noise in kinds.items()}
+
+
+def facts(folder):
+    """What is read before anything is built, with the autoencoder."""
+    read = published.read(folder)
+    return read, published.autoencoder_weights(read.vae) if read.vae else None
+
+
+@pytest.mark.parametrize("kind", ["classes", "consistency", "dit", "cifar10"])
+def test_a_wrong_value_of_a_key_is_named(kind, folders):
+    tried = 0
+    for file in sorted(folders[kind].rglob("*.json")):
+        tree, text = json.loads(file.read_text()), file.read_text()
+        for key in tree.keys() & layout.RULES.keys():
+            for name, value in WRONG.items():
+                if name in MAY_BE.get(key, ()):
+                    continue
+                file.write_text(json.dumps(tree | {key: value}))
+                error = refused(f"`{key}` must be", facts, folders[kind], error=DamagedError)
+                assert str(file) in error.message and error.code == 3 and error.hint, (key, name)
+                tried += 1
+        file.write_text(text)
+    facts(folders[kind])
+    assert tried > 150
+
+
+NEEDED = {  # by the file, or its folder
+    "scheduler_config.json": {"_class_name"},
+    "vae": {"block_out_channels", "latent_channels", "out_channels"},
+    "transformer": {"_class_name", *published.NEEDS[published.DIT]},
+    "model_index.json": set(),
+}
+
+
+@pytest.mark.parametrize("kind", ["classes", "dit"])
+def test_a_damaged_file_is_named(kind, folders):
+    """Cut, emptied, not text, replaced by a folder or a pipe, or without one of its keys."""
+    for file in sorted(folders[kind].rglob("*.json")):
+        whole, tree = file.read_bytes(), json.loads(file.read_text())
+        for data in (b"", b"{", b"[1]", b"\xff\xfe", whole[:1], whole[: len(whole) // 2], whole[:-3]):
+            file.write_bytes(data)
+            refused(f"{file}` is damaged", facts, folders[kind], error=DamagedError)
+        file.unlink()
+        for make, remove in ((file.mkdir, file.rmdir), (partial(os.mkfifo, file), file.unlink)):
+            make()
+            refused(str(file), facts, folders[kind], error=DamagedError, hint="get a new copy")
+            remove()
+        unet = {"_class_name", *published.NEEDS[published.UNET]}
+        for key in NEEDED.get(file.name, NEEDED.get(file.parent.name, unet)):
+            file.write_text(json.dumps({k: v for k, v in tree.items() if k != key}))
+            refused(f"{file}` is damaged: it has no `{key}`", facts, folders[kind], error=DamagedError)
+        file.write_bytes(whole)
+
+
+def converted(folder):
+    return published.saved_of(published.read(folder), "digits")
+
+
+def test_damaged_weights_are_named(folders):
+    folder = folders["classes"]
+    file = folder / "diffusion_pytorch_model.safetensors"
+    whole, tensors = file.read_bytes(), load_file(file)
+    for size in (0, 4, 8, 200, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        refused(f"{file}` is damaged", converted, folder, error=DamagedError)
+    for data in (b"\xff" * len(whole), whole[:8] + b"[" + whole[9:], whole + b"\0"):
+        file.write_bytes(data)
+        refused(f"{file}` is damaged", converted, folder, error=DamagedError)
+    name = "conv_in.weight"
+    without = {key: value for key, value in tensors.items() if key != name}
+    for changed in (without, tensors | {name: tensors[name][:, :1].clone()}, tensors | {"x": torch.zeros(1)}):
+        save_file(changed, file)
+        refused("do not fit its `config.json`", converted, folder)
+    save_file(tensors | {name: tensors[name] / 0}, file)
+    refused(f"{file}` is damaged: `{name}` is not finite", converted, folder, error=DamagedError)
+    for make, remove in ((file.mkdir, file.rmdir), (partial(os.mkfifo, file), file.unlink)):
+        file.unlink(missing_ok=True)
+        make()
+        refused(f"{file}` is not a file", converted, folder, error=DamagedError)
+        remove()
+    file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "key", "value", "said"),
+    [
+        ("classes", "config.json", "down_block_types", ["DownBlock2D"], "must be a list of 4 strings"),
+        ("classes", "config.json", "up_block_types", ["X"] * 4, "which gz does not support"),
+        ("classes", "config.json", "layers_per_block", 64, "do not fit its `config.json`"),
+        ("classes", "config.json", "block_out_channels", [16384] * 4, "do not fit its `config.json`"),
+        ("classes", "config.json", "norm_num_groups", 3, "config.json` describes no network"),
+        ("classes", "config.json", "class_embed_type", "identity", "with `class_embed_type: identity`"),
+        ("classes", "config.json", "time_embedding_dim", 8, "with `time_embedding_dim: 8`"),
+        ("classes", "scheduler_config.json", "beta_schedule", "x", r"the noise schedule of .* \(x\)"),
+        ("classes", "scheduler_config.json", "_class_name", "XScheduler", "the noise schedule of"),
+        ("classes", "scheduler_config.json", "_class_name", "ScoreSdeVeScheduler", "the noise schedule of"),
+        ("classes", "scheduler_config.json", "trained_betas", [0.1] * 3, "has 3 numbers, not 1000"),
+        ("classes", "scheduler_config.json", "prediction_type", "x", "the prediction type `x`"),
+        ("dit", "transformer/config.json", "sample_size", 4096, "for at most 16,384 patches"),
+        ("dit", "transformer/config.json", "attention_head_dim", None, "must be an integer, not `null`"),
+        ("dit", "transformer/config.json", "num_layers", 256, "do not fit its `config.json`"),
+        ("dit", "transformer/config.json", "activation_fn", "x", "with `activation_fn: x`"),
+        ("dit", "vae/config.json", "latent_channels", 8, "numbers, but its `config.json` describes"),
+        ("dit", "vae/config.json", "layers_per_block", 64, "numbers, but its `config.json` describes"),
+        ("dit", "vae/config.json", "norm_num_groups", 3, "describes no `AutoencoderKL`"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_memory_is_taken(kind, file, key, value, said, folders):
+    path = folders[kind] / file
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | {key: value}))
+    try:
+        refused(said, converted, folders[kind], error=GzError)
+    finally:
+        path.write_text(text)
