@@ -555,10 +555,40 @@ def test_mvtec(tmp_path):
     classes, counts, notes = read(tmp_path, files | {"license.txt": b"x", "readme.md": b"x"})
     assert classes == () and counts == {"train": Counter({None: 4}), "test": Counter({None: 4})}
     assert notes == [
-        "8 images of `ground_truth` skipped: they annotate other images",
-        "8 images of `test/cut` and 1 others skipped: `train` has only `good`",
+        "8 images of `ground_truth` kept for `gz ood`, as masks of defects",
+        "8 images of `test/cut` and 1 other folder kept for `gz ood`, as images with defects",
         "1 file of unknown kind skipped (.md)",
     ]
+
+
+def test_masks_of_a_set_that_is_not_inspected_are_skipped(tmp_path):
+    _, counts, notes = read(tmp_path, images("train/cat", "train/dog", "masks/cat"))
+    assert counts == {"train": CATS} and notes == ["4 images of `masks` skipped: they annotate other images"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "loose", "layout", "classes"),
+    [
+        ("cat dog", "a.png", "classes", ("cat", "dog")),
+        ("set/cat set/dog", "set/a.png", "classes", ("cat", "dog")),
+        ("train/cat train/dog", "a.png", "splits", ("cat", "dog")),
+        ("train/cat train/dog", "train/a.png", "splits", ("cat", "dog")),
+        ("cat/train dog/train", "a.png", "class-splits", ("cat", "dog")),
+    ],
+)
+def test_images_outside_folders_are_skipped_if_the_layout_is_chosen(
+    tmp_path, folders, loose, layout, classes
+):
+    """The error without a layout shows the command that chooses one."""
+    files = images(*folders.split()) | {loose: png(RED), f"{loose[:-5]}b.png": png(RED)}
+    e = refused("", open_path, write(tmp_path / "set", files))
+    assert loose in e.message and f"{layout}" in e.hint
+    found, counts, notes = read(tmp_path, files, layout)
+    assert found == classes and counts == {"train": CATS}
+    assert notes == [f"2 images outside folders skipped (`{loose}`)"]
+    alone = write(tmp_path / "alone", {"a.png": png(RED)})
+    e = refused(f"has no folders for the layout `{layout}`", open_path, alone, Form(layout=layout))
+    assert layout not in e.hint.partition("(")[2].partition(")")[0].replace(" or", ",").split(", ")
 
 
 AMBIGUOUS = {

@@ -40,7 +40,7 @@ from gzcli.data.readers.images import (
     split_of,
     without_outer,
 )
-from gzcli.data.readers.inspection import inspection
+from gzcli.data.readers.inspection import inspection, is_inspection
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
 from gzcli.data.readers.texts import lines_of, rows_of, text_of
@@ -55,15 +55,16 @@ KINDS_HINT = f"give images in a format that gz reads: {PICTURE_KINDS}"
 Places = dict[str, tuple[str, str | None]]  # name of an image → its split and its class, if any
 
 
-def ask(title: str) -> str:
-    """The hint that shows how to choose the meaning of a set's folders."""
-    layouts = f"{', '.join(LAYOUTS[1:-1])} or {LAYOUTS[-1]}"
+def ask(title: str, layout: str | None = None) -> str:
+    """The hint that shows how to choose the meaning of a set's folders, other than the chosen layout."""
+    *others, last = [name for name in LAYOUTS if name not in ("flat", layout)]
+    layouts = f"{', '.join(others)} or {last}"
     return f"choose a layout ({layouts} instead of flat): {import_line(title, '--layout flat')}"
 
 
-def hint_of(title: str) -> str:
+def hint_of(title: str, layout: str | None = None) -> str:
     layouts = "a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
-    return f"give {layouts}; or {ask(title)}"
+    return f"give {layouts}; or {ask(title, layout)}"
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
@@ -342,32 +343,50 @@ def places_of(
 ) -> tuple[Places, list[str]]:
     """The splits and classes of images by their folders or by TinyImageNet's lists, and notes on omissions.
     Raises UsageError with the name of an ambiguous folder."""
-    folders = without_outer(names, layout)
+    folders, chosen = without_outer(names, layout), layout
     layout = layout or _layout_of(title, folders)
     if layout == "flat":
         return dict.fromkeys(folders, ("train", None)), []
     notes: list[str] = []
     places: Places = {}
+    if chosen:
+        folders, notes = _in_folders(title, folders, chosen)
     if layout == "splits":
-        places, notes = _by_split(title, folders, annotated or {})
+        places, more = _by_split(title, folders, annotated or {}, chosen)
+        notes += more
     for name, f in folders.items() if layout == "classes" else ():
         if not f:
-            raise UsageError(
-                f"`{title}` has images beside its class folders, such as `{name}`", hint=hint_of(title)
-            )
+            raise beside_classes(title, name, layout)
         places[name] = "train", f[0]
     for name, f in folders.items() if layout == "class-splits" else ():
         if len(f) < 2 or not (split := split_of(f[1])):
-            raise UsageError(
-                f"`{title}` contains `{name}`, which is in a class but not in a split", hint=ask(title)
-            )
+            message = f"`{title}` contains `{name}`, which is in a class but not in a split"
+            raise UsageError(message, hint=ask(title, chosen))
         places[name] = split[0], f[0]
     if not any(split == "train" for split, _ in places.values()):
-        raise UsageError(f"`{title}` has splits but no `train`", hint=hint_of(title))
+        raise UsageError(f"`{title}` has splits but no `train`", hint=hint_of(title, chosen))
     if layout != "class-splits" and len({label for _, label in places.values()}) == 1:
         # a single folder, such as `train/images` or `train/good`, is not a class
         places = {name: (split, None) for name, (split, _) in places.items()}
     return places, notes
+
+
+def _in_folders(title: str, folders: Folders, layout: str) -> tuple[Folders, list[str]]:
+    """The images that are in folders, and a note on the others, which have no meaning in a chosen layout.
+    Raises UsageError if no image is in a folder."""
+    inside = {name: f for name, f in folders.items() if f}
+    if not inside:
+        message = f"`{title}` has no folders for the layout `{layout}`"
+        raise UsageError(message, hint=f"omit `--layout`, or {ask(title, layout)}")
+    loose = sorted(folders.keys() - inside.keys())
+    return inside, [f"{counted(len(loose), 'image')} outside folders skipped (`{loose[0]}`)"] if loose else []
+
+
+def beside_classes(title: str, name: str, layout: str) -> UsageError:
+    """The error for an image beside class folders, in a layout that gz has inferred."""
+    message = f"`{title}` has images beside its class folders, such as `{name}`"
+    ways = f"move it into one, skip it with `--layout {layout}`, or ignore all folders"
+    return UsageError(message, hint=f"{ways}: {import_line(title, '--layout flat')}")
 
 
 def scored(names: Iterable[str]) -> Places:
@@ -405,7 +424,9 @@ def _layout_of(title: str, folders: Folders) -> str:
     return "class-splits" if inside else "classes" if heads else "flat"
 
 
-def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tuple[Places, list[str]]:
+def _by_split(
+    title: str, folders: Folders, annotated: Mapping[str, str], chosen: str | None
+) -> tuple[Places, list[str]]:
     """The places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…, without masks, and notes."""
     inside: dict[str, Folders] = {}  # by split folder
     masks: list[str] = []  # for each mask, its folder
@@ -415,12 +436,12 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
         elif f and MARKS.fullmatch(f[0]):
             masks.append(f[0])
         else:
-            raise UsageError(f"`{title}` contains `{name}`, which is not in a split", hint=ask(title))
-    notes = (
-        [f"{counted(len(masks), 'image')} of `{masks[0]}` skipped: they annotate other images"]
-        if masks
-        else []
-    )
+            message = f"`{title}` contains `{name}`, which is not in a split"
+            raise UsageError(message, hint=ask(title, chosen))
+    notes, inspected = list[str](), is_inspection(list(folders))
+    if masks:
+        use = "kept for `gz ood`, as masks of defects" if inspected else "skipped: they annotate other images"
+        notes.append(f"{counted(len(masks), 'image')} of `{masks[0]}` {use}")
     splits = {head: split for head in sorted(inside) if (split := split_of(head))}
     folder_of: dict[tuple[str, str], str] = {}
     for head, split in splits.items():
@@ -436,7 +457,13 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
         classes: dict[str, str | None] = dict.fromkeys(rows, domain)
         if not domain:
             classes = {name: annotated.get(name, f[0] if f else None) for name, f in rows.items()}
-            classes, note = _of_split(title, head, classes, train)
+            loose = sorted(name for name, label in classes.items() if label is None)
+            if loose and len(loose) < len(classes):  # beside class folders
+                if not chosen:
+                    raise beside_classes(title, loose[0], "splits")
+                notes.append(f"{counted(len(loose), 'image')} outside folders skipped (`{loose[0]}`)")
+                classes = {name: label for name, label in classes.items() if label is not None}
+            classes, note = _of_split(title, head, classes, train, inspected)
             notes += [note] if note else []
         places |= {name: (split_name, label) for name, label in classes.items()}
     return places, notes
@@ -458,15 +485,10 @@ def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
 
 
 def _of_split(
-    title: str, head: str, classes: dict[str, str | None], train: set[str | None]
+    title: str, head: str, classes: dict[str, str | None], train: set[str | None], inspected: bool
 ) -> tuple[dict[str, str | None], str]:
     """The classes of a split's images that are also in train, and a note on the others."""
     labels = set(classes.values())
-    if None in labels and len(labels) > 1:
-        loose = next(name for name, label in sorted(classes.items()) if label is None)
-        raise UsageError(
-            f"`{title}` has images beside its class folders, such as `{loose}`", hint=hint_of(title)
-        )
     if split_of(head) == ("train", ""):
         return classes, ""
     images = {label for label in labels if label and IMAGES.fullmatch(label)}
@@ -479,6 +501,7 @@ def _of_split(
         message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` lacks"
         raise UsageError(message, hint=f"remove it, or rename it as in `train`; or {ask(title)}")
     used = {name: label for name, label in classes.items() if label in train}
-    classes_text = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
-    left_out = counted(len(classes) - len(used), "image")
-    return used, f"{left_out} of {classes_text} skipped: `train` has only `{next(iter(train))}`"
+    more = f" and {counted(len(unknown) - 1, 'other folder')}" if len(unknown) > 1 else ""
+    left_out = f"{counted(len(classes) - len(used), 'image')} of `{head}/{unknown[0]}`{more}"
+    use = "kept for `gz ood`, as images with defects"
+    return used, f"{left_out} {use if inspected else f'skipped: `train` has only `{next(iter(train))}`'}"

@@ -222,7 +222,7 @@ def without_outer(names: Iterable[str], layout: str | None) -> Folders:
         if len(heads) != 1 or head is None or (layout in (None, "splits") and split_of(head)):
             return folders
         inner = {name: f[1:] for name, f in folders.items()}
-        if layout == "classes" and not all(inner.values()):
+        if layout == "classes" and not any(inner.values()):
             return folders
         if layout == "class-splits" and all(f and split_of(f[0]) for f in inner.values()):
             return folders

@@ -88,20 +88,11 @@ def _listed(title: str, members: Members, lists: list[str]) -> dict[str, str]:
 
 def inspection(title: str, names: Sequence[str]) -> Inspection | None:
     """The defects among images, found by their folders; see `open_inspection`."""
-    folders = {
-        name: tuple(folder for folder in f if not IMAGES.fullmatch(folder))
-        for name, f in without_outer(names, "splits").items()
-    }
-    if not all(folders.values()):
-        return None
-    masks = {name: f[1:] for name, f in folders.items() if MARKS.fullmatch(f[0])}
-    pictures = {name: f for name, f in folders.items() if name not in masks}
-    beside = {name: f for name, f in pictures.items() if _marks_neighbour(name, pictures)}
-    good, kinds = _kinds({name: f for name, f in pictures.items() if name not in beside})
+    good, kinds, masks = _parted(names)
     if not kinds:
         return None
     by_key: dict[tuple[str, str], list[str]] = {}
-    for name, inside in (masks | beside).items():
+    for name, inside in masks.items():
         by_key.setdefault(_key(name, inside, set(kinds.values())), []).append(name)
     fitting: dict[str, tuple[str, ...]] = {}
     for name, kind in kinds.items():
@@ -113,6 +104,27 @@ def inspection(title: str, names: Sequence[str]) -> Inspection | None:
         raise UsageError(f"no mask of `{title}` matches an image, for example `{lost[0]}`", hint=HINT)
     notes = (f"{counted(len(lost), 'mask')} without an image, such as `{lost[0]}`",) if lost else ()
     return Inspection(good, kinds, fitting, notes)
+
+
+def is_inspection(names: Sequence[str]) -> bool:
+    """Whether the folders of images are those of an inspection set."""
+    return bool(_parted(names)[1])
+
+
+def _parted(names: Sequence[str]) -> tuple[str | None, dict[str, str], Folders]:
+    """The folder of good images, the kinds of defects by image, {} if there are none, and the folders of
+    masks."""
+    folders = {
+        name: tuple(folder for folder in f if not IMAGES.fullmatch(folder))
+        for name, f in without_outer(names, "splits").items()
+    }
+    if not all(folders.values()):
+        return None, {}, {}
+    masks = {name: f[1:] for name, f in folders.items() if MARKS.fullmatch(f[0])}
+    pictures = {name: f for name, f in folders.items() if name not in masks}
+    beside = {name: f for name, f in pictures.items() if _marks_neighbour(name, pictures)}
+    good, kinds = _kinds({name: f for name, f in pictures.items() if name not in beside})
+    return good, kinds, masks | beside
 
 
 def _stem(name: str) -> str:
