@@ -204,6 +204,11 @@ def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def _is_linked(link: Path, source: Path) -> bool:
+    """Whether a link, or a copy, of an image is whole."""
+    return link.is_file() and link.stat().st_size == source.stat().st_size
+
+
 def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     """The images of a list, in its order, as a data set of links in the cache."""
     path = list_of(root, benchmark, name)
@@ -221,7 +226,7 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     folder = cache_dir("imglists", f"{name}-{digest}")
     links = {f"{i:06d}{source.suffix}": source for i, source in enumerate(sources)}
     with files.lock(folder.with_name(f".{folder.name}.lock")):
-        if not all((folder / link).is_file() for link in links):
+        if not all(_is_linked(folder / link, source) for link, source in links.items()):
             files.sweep(folder.parent)
             with files.new_dir(folder) as part:
                 for link, source in links.items():

@@ -250,7 +250,9 @@ def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
     except GzError:
         raise
     except Exception as e:  # of zip, pickle, numpy, safetensors and torch, which share no error class
-        raise DamagedError(f"`{path}` is damaged, or not from gz: {first_line(e)}", hint=hint) from e
+        # numpy takes any other file for pickled objects, and advises to load them unsafely
+        why = "it contains no arrays" if "allow_pickle" in str(e) else first_line(e)
+        raise DamagedError(f"`{path}` is damaged, or not from gz: {why}", hint=hint) from e
 
 
 def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor], dict[str, str]]:

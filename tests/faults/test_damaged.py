@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -353,6 +354,18 @@ def test_damaged_maps_of_what_a_model_prepares_are_made_again(tmp_path, capsys):
         (folder / "codes.npy").write_bytes(content)
         assert not prepared.is_whole(folder, {"train": 4}, log) and not folder.exists()
         assert f"`{folder}` is damaged" in capsys.readouterr().err, how
+    folder.write_text("a file in place of the folder")
+    assert not prepared.is_whole(folder, {"train": 4}, log) and not folder.exists()
+    folder.mkdir()
+    os.mkfifo(folder / "codes.npy")
+    assert not prepared.is_whole(folder, {"train": 4}, log)
+    folder.mkdir()
+    np.save(folder / "train.npy", np.zeros((5, 3)))
+    assert prepared.is_whole(folder, {"train": 5, "val": 2}, log, ["train"])
+    for counts, names in (({"train": 4}, ["train"]), ({"train": 5, "val": 2}, ["train", "val"])):
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "train.npy", np.zeros((5, 3)))
+        assert not prepared.is_whole(folder, counts, log, names)
 
 
 def test_a_damaged_cost_is_found_again(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import sys
@@ -515,6 +516,26 @@ def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
         "takes 9 channels": lambda: SDLoRA.of(INFO, base=str(tmp_path)),
     }.items():
         refused(message, call)
+
+
+def test_a_tiny_base_in_the_cache_that_is_damaged_is_made_again(home):
+    whole = load_base("tiny").pipe.unet.state_dict()
+    (folder,) = (home / "bases").iterdir()
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    damages = {
+        weights: os.mkfifo,
+        folder / "model_index.json": lambda path: path.write_text("[]"),
+        folder / "vae" / "config.json": lambda path: path.symlink_to("nothing"),
+    }
+    for path, damage in damages.items():
+        path.unlink()
+        damage(path)
+        now = load_base("tiny").pipe.unet.state_dict()
+        assert all(torch.equal(now[name], value) for name, value in whole.items()), path
+        assert path.is_file() and not list(folder.parent.glob(".*.part"))
+    shutil.rmtree(folder)
+    folder.write_text("a file in place of the folder")
+    assert load_base("tiny").net == "unet" and folder.is_dir()
 
 
 EVIL = "open({!r}, 'w')\n\nclass Evil:\n    from_pretrained = classmethod(lambda cls, *a, **k: cls())\n"
