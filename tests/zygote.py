@@ -129,6 +129,8 @@ def work(job: dict[str, Any]) -> int:
 def main() -> None:
     for name in LOADED.split():
         importlib.import_module(name)
+    code = importlib.import_module("gzcli.store.code")
+    code.code_hash(*code.DRAWING, *code.JUDGING)  # which each child would compute
     sys.modules["torch"].set_num_threads(1)
     os.fsync = lambda fd: None  # as in `conftest`; `patched` counts it all the same
     for line in sys.stdin:

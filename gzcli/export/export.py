@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.core.errors import DamagedError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.hints import Option, advice, gz, setting
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.data.sets.registry import SPECS
@@ -222,7 +222,7 @@ def figures(trained: Trained) -> list[dict[str, Any]]:
     owner, step = trained.run.owner, trained.step
     rows: list[dict[str, Any]] = []
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.lstat().st_mtime):
-        with suppress(DamagedError), files.reading(file):  # a damaged one is skipped
+        with suppress(MissingError), files.reading(file):  # a damaged one is skipped
             result = jobs.result_of(file.parent, "bench")
             of_run = [row for row in result["rows"] if (row.get("run"), row.get("step")) == (owner.id, step)]
             rows = [{"on": f"{result['data']} (test)", **row} for row in of_run] or rows

@@ -77,6 +77,7 @@ class ImageSet:
         path = cache_dir("features", "real") / f"{stem}-{code}.npy"
 
         def read(path: Path) -> np.ndarray:
+            # the width of a space is that of an image's features
             features, width = files.read_array(path), space.features(self.images[:1]).shape[1]
             if features.dtype != np.float32 or features.shape != (len(self), width):
                 raise ValueError("these are not the features of the set")
