@@ -45,6 +45,7 @@ from gzcli.judge.images import fitting_images, fitting_pick
 from gzcli.judge.sample import seen_mask
 from gzcli.judge.scores import Scorer, choose
 from gzcli.launch.from_file import find_run
+from gzcli.launch.jobs import check as check_job
 from gzcli.launch.plan import ask, prepare
 from gzcli.metrics import features as judges
 from gzcli.metrics import pretrained, second
@@ -476,6 +477,7 @@ class LoadedRun:
         for name in ("self", "pictures", "folder"):
             del question[name]
         job: Any = request_of(what=[self.path], data=None, input=pictures, quiet=True, **question).job
+        check_job(job)
         target = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
         files.make_folder(target)
         return alarm.run(job, target, self.trained.device, Log(mode="quiet"))

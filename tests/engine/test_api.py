@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,24 @@ def test_the_alarm_of_the_page_flags_a_foreign_image(tmp_path, monkeypatch):
         0.02,
     )
     assert len(result.rows) == 3 and (result.folder / "alarm.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"n": -1}, "must be 1 or more"),
+        ({"seed": -1}, "`seed=-1` must be 0 or more"),
+        ({"precision": "fp8"}, "no precision is called `fp8`"),
+        ({"checkpoint": "worst"}, "is neither `last`, `best` nor a step"),
+        ({"gpus": "two"}, "is neither a number nor `all`"),
+        ({"cpu": True, "processes": 0}, "`processes=0` must be 1 or more"),
+    ],
+)
+def test_what_the_shell_refuses_to_read_is_refused_in_python(run, options, text):
+    for call in (gzcli.sample, partial(gzcli.ood, out="glyphs"), partial(gzcli.alarm, None, ".")):
+        with pytest.raises(gzcli.UsageError) as error:
+            call("mine", **options, quiet=True)
+        assert text in str(error.value)
 
 
 def test_a_call_of_ood_takes_methods_ensembles_and_benchmarks(run, monkeypatch):
