@@ -12,6 +12,7 @@ from gzcli.core.sections import part_of
 from gzcli.core.types import Say
 from gzcli.core.units import MOST, Size, about, affordable, as_size, counted, short
 from gzcli.data.packs.open import counts_of, crops_of, facts_of
+from gzcli.data.readers.layouts import DEFECTS
 from gzcli.data.sets.registry import DataSet, Form, OwnSet, locate
 from gzcli.launch import forecast, launcher
 from gzcli.store.jobs import AlarmJob, OodJob
@@ -217,8 +218,6 @@ def good_images(job: OodJob | AlarmJob) -> dict[str, int] | None:
 
 def judged(job: AlarmJob) -> OwnSet:
     """The images that an alarm checks one by one, or those of an inspection set that have defects."""
-    from gzcli.data.readers.folder import DEFECTS
-
     layout = DEFECTS if job.verb == "inspect" else "flat"
     return OwnSet(Path(job.input), form=Form(skip_bad=True, layout=layout))
 
