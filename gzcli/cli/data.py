@@ -122,7 +122,7 @@ def import_(
 ) -> None:
     """Name and pack your own images. The files stay where they are."""
     from gzcli.data.packs.open import facts_of
-    from gzcli.data.readers.folder import LAYOUTS
+    from gzcli.data.readers.layouts import LAYOUTS
 
     layout = choose("layout", layout, LAYOUTS) if layout else None
     name = name or slug(Path(path).expanduser().absolute().name.partition(".")[0])

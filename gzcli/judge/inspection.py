@@ -19,8 +19,8 @@ from gzcli.core.types import Say
 from gzcli.core.units import counted
 from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.readers.folder import DEFECTS
 from gzcli.data.readers.inspection import Inspection, open_inspection, read_masks
+from gzcli.data.readers.layouts import DEFECTS
 from gzcli.data.readers.pictures import fit_array
 from gzcli.data.sets.registry import Form, OwnSet
 from gzcli.engine.log import Log

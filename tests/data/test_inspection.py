@@ -7,8 +7,8 @@ from refused import refused
 
 from gzcli.core.errors import UsageError
 from gzcli.data.packs.open import open_pack
-from gzcli.data.readers.folder import DEFECTS
 from gzcli.data.readers.inspection import inspection, open_inspection, read_masks
+from gzcli.data.readers.layouts import DEFECTS
 from gzcli.data.sets.registry import Form, OwnSet
 
 pytestmark = pytest.mark.usefixtures("home")

@@ -61,7 +61,7 @@ class Form:
     size: Size | None = None  # size of the packed images; None: their own
     channels: int | None = None  # channels of the packed images, 1 (grey) or 3 (RGB); None: their own
     skip_bad: bool = False  # whether images that do not decode are skipped instead of raising an error
-    layout: str | None = None  # meaning of the folders, of the folder reader's LAYOUTS; None: by their names
+    layout: str | None = None  # meaning of the folders, a key of `LAYOUTS`; None: by their names
     foreign: bool = False  # whether images are only scored: one split `test`, any folders, no classes
     fit: Fit = "crop"  # how images of another shape are resized
     mixed: bool = False  # whether the images may have several sizes, for patches
