@@ -20,7 +20,7 @@ from gzcli.data.library import list_of
 from gzcli.data.packs import open as packs
 from gzcli.data.packs.open import counts_of, crops_of, facts_of, pack_options
 from gzcli.data.readers.inspection import open_inspection
-from gzcli.data.readers.layouts import DEFECTS
+from gzcli.data.readers.layouts import DEFECTS as DEFECTS_LAYOUT
 from gzcli.data.sets.benchmarks import Benchmark, find_benchmark
 from gzcli.data.sets.registry import DataSet, Form, OwnSet, data_key, is_set, local, locate, slug
 from gzcli.launch import forecast, launcher
@@ -668,7 +668,7 @@ def good_images(job: OodJob | AlarmJob) -> dict[str, int] | None:
 
 def judged(job: AlarmJob) -> OwnSet:
     """The images that an alarm checks one by one, or those of an inspection set that have defects."""
-    layout = DEFECTS if job.verb == "inspect" else "flat"
+    layout = DEFECTS_LAYOUT if job.verb == "inspect" else "flat"
     return OwnSet(Path(job.input), form=Form(skip_bad=True, layout=layout))
 
 
