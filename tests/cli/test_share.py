@@ -332,13 +332,16 @@ def test_a_pretrained_model_that_a_wheel_leaves_out_is_told_where_it_is(gz, else
 @pytest.mark.slow
 @pytest.mark.parametrize("one", pretrained.every(), ids=lambda one: one.name)
 def test_the_recorded_figures_of_pretrained_models_stand(one, gz):
-    """In the home of this file, so that a set's features are trained once."""
+    """In the home of this file, so that a set's features are trained once. A value may differ by a quarter,
+    or by its interval if that is wider."""
     (figure,) = one.figures
+    _, low, high = figure["excess"]
     words = ("--data", one.data, "-n", str(figure["n"]), "--metrics", "fd", "--json")
     code, out, err = gz("bench", f"pretrained:{one.name}", *words)
     assert code == 0, err
     result = json.loads(out)
-    assert result["rows"][0]["metrics"]["fd"] == pytest.approx(figure["value"], rel=0.25)
+    value = result["rows"][0]["metrics"]["fd"]
+    assert value == pytest.approx(figure["value"], rel=0.25, abs=(high - low) / 2)
     assert result["floor"]["fd"] == pytest.approx(figure["floor"], rel=0.25)
 
 
