@@ -22,10 +22,11 @@ from gzcli.models.autoregressive.scales import ScaledCodebook
 from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions
 from gzcli.models.autoregressive.vqgan import adaptive_weight
 from gzcli.models.base import group_options
+from gzcli.models.denoising import consistency as consistency_file
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED
 from gzcli.models.denoising.process import Level
-from gzcli.models.diffusion import ect
+from gzcli.models.diffusion.ect import ECT
 from gzcli.models.flow_matching.fm import couple_noise
 from gzcli.models.labelled import ClusterOptions, LabelOptions
 from gzcli.models.nn.pixels import LogisticMixture
@@ -308,7 +309,7 @@ def soflow_loss() -> Tensor:
 def consistency(teacher: nn.Module) -> nn.Module:
     """ect of float64, with a table of levels of that."""
     labels = LabelOptions(label_dropout=0.0)
-    model = ect.ECT(LATENTS, teacher=teacher, labels=labels).double()
+    model = ECT(LATENTS, teacher=teacher, labels=labels).double()
     model.net = Net()
     return model
 
@@ -321,7 +322,7 @@ def ect_loss() -> Tensor:
     model, u = consistency(edm()), torch.special.ndtr(normal(N))
     model.gap = Q ** -(STAGE + 1)
     b = batch()
-    with mock.patch.object(ect, "SMOOTH", 0.0), mock.patch.object(b.noise, "rand", lambda *_: u):
+    with mock.patch.object(consistency_file, "SMOOTH", 0.0), mock.patch.object(b.noise, "rand", lambda *_: u):
         return with_gradient(model.loss(b)["loss"], model.net)
 
 

@@ -146,7 +146,7 @@ def main() -> int:
     try:
         spec, graph, table = load(Path(__file__).resolve().parent)
     except ImportError as e:
-        fail(f"{e}; run `pip install numpy onnxruntime pillow`")
+        fail(f"{e}; install the packages numpy, onnxruntime and pillow")
     except Exception as e:  # JSON, numpy and onnxruntime raise many kinds
         fail(f"the alarm is damaged, export it again: {reason(e)}")
     model, usual = table[:, 0].astype(int), table[:, 1]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.core.hints import advice, gz
 from gzcli.core.sections import DataSection, LaunchSection, part_of
 from gzcli.core.types import Say, silent
 from gzcli.core.units import MOST, Size, about, affordable, as_size, percent, short
@@ -99,7 +100,7 @@ class Question:
         if self.method:
             self._check_method(self.method)
         elif self.export:
-            hint = f"gz runs export {shlex.quote(self.model or 'RUN')} --to alarm"
+            hint = gz("runs export", self.model or "RUN", to="alarm")
             raise UsageError("`--export` needs a method that requires no training", hint=hint)
 
     @property
@@ -131,7 +132,8 @@ class Question:
         of_pictures = {"--fpr": self.fpr, "--calibrate": self.calibrate, "--map": self.maps}
         of_pictures |= {"--png": self.png, "--fail": self.fail}
         of_sets = {"--out": self.outs, "--benchmark": self.benchmark, "--imglists": self.imglists}
-        of_images = f"gz ood {self.words or '--in ./good'} --input ./today"
+        names, ins = [self.model] if self.model else [], self.ins or (None if self.model else "./good")
+        of_images = gz("ood", *names, in_=ins, input="./today")
         # the options of single images that need no `--input`
         alone = ("--fpr", "--calibrate") if self.inspected else ("--calibrate",) if self.export else ()
         wrong = of_pictures if self.input is None else of_sets
@@ -157,19 +159,18 @@ class Question:
     def _check_method(self, method: str) -> None:
         """Raises UsageError if a method without training, which may be named, lacks its images, or gets an
         option of models."""
-        words = " ".join(["gz ood", *self.what[:1]])
         if self.benchmark:
             message = "`--benchmark` needs a model; use `--out` with a method that requires no training"
-            raise UsageError(message, hint=f"{words} --in mnist --out fashionmnist")
+            raise UsageError(message, hint=gz("ood", *self.what[:1], in_="mnist", out="fashionmnist"))
         if not self.ins:
             message = "a method that requires no training needs good images: `--in`"
-            raise UsageError(message, hint=f"{words} --in ./good --input ./today")
+            raise UsageError(message, hint=gz("ood", *self.what[:1], in_="./good", input="./today"))
         values = {flag: attrgetter(name)(self) for flag, name in OF_MODEL.items()}
         allowed = ("-n", "--full") if self.outs else ()  # it compares single images with all good ones
         used = (flag for flag, value in values.items() if value and value != "last" and flag not in allowed)
         if strange := next(used, None):
             what = f"but `{method}` is a method that requires no training"
-            hint = f"omit `{strange}`, or name a model: `gz ood MODEL --in {shlex.quote(self.ins)}`"
+            hint = advice(f"omit `{strange}`, or name a model: {{}}", gz("ood", "MODEL", in_=self.ins))
             raise UsageError(f"`{strange}` needs a model or a run, {what}", hint=hint)
 
 

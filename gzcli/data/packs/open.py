@@ -133,7 +133,7 @@ def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pa
     except OSError as e:
         if (problem := system_error(e)) is None:
             raise
-        message = f"`{data.shown}` could not be packed into `{folder}`: {e.strerror}"
+        message = f"`{data.shown}` could not be packed into `{folder}`: {str(e.strerror).lower()}"
         raise MissingError(message, hint=problem.hint) from e
 
 

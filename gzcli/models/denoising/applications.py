@@ -41,7 +41,7 @@ class InpaintOptions:
     """How hidden pixels are completed.
 
     method: condition on the known pixels by the first two moments of images (moments), or replace them at
-      each noise level by noised ones (repaint), which varies too little but computes no gradients.
+      each noise level by noised ones (repaint). RePaint varies too little, but computes no gradients.
     steps: noise levels. Default: 25, or 50 for repaint.
     resample: repetitions of each segment by repaint. The cost is at most steps × resample network calls.
     jump: noise levels of a segment of repaint.
