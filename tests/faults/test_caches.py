@@ -234,8 +234,8 @@ def of_other_shape(path: Path) -> None:
 
 
 def a_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as one:
-        os.chdir(path.parent)  # a socket's path is short
+    with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX) as one:
+        patch.chdir(path.parent)  # a socket's path is short
         one.bind(path.name)
 
 

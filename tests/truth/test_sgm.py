@@ -11,8 +11,9 @@ from gaussian import GaussianField, check_likelihood, check_moments
 from torch import nn
 
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
+from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import LikelihoodOptions
-from gzcli.models.denoising.process import VE, VP, SubVP
+from gzcli.models.denoising.process import VE, VP, Level, SubVP
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.score.sgm import SGM
 
@@ -120,6 +121,32 @@ def test_samplers_recover_a_mixture_at_the_cost_that_they_state(name, sampler):
         assert model.net.calls <= CALLS["heun"](steps)
     elif sampler != "ode":
         assert model.net.calls == CALLS[sampler](steps)
+
+
+@pytest.mark.parametrize("corrector", [1, 500])
+def test_the_langevin_step_of_the_corrector_is_that_of_the_paper(corrector):
+    """Song 2021, algorithm 5: ε = 2 α (r σ)². One coordinate for each draw of noise, so that the squared
+    coefficients sum to the exact variance. Each step maps the variance of a Gaussian of score −x/τ² to
+    (1 − ε/τ²)² v + 2 ε, whose fixed point is τ² / (1 − ε / 2τ²)."""
+    s, u, snr, std = Level(0.9, 0.4, math.sqrt(1 - 0.16)), Level(0.6, 0.5, math.sqrt(1 - 0.25)), 0.3, 0.8
+    variance = {level.t: (level.alpha * std) ** 2 + level.sigma**2 for level in (s, u)}
+    sigma = {level.t: level.sigma for level in (s, u)}
+    draws = iter(torch.eye(corrector + 2, dtype=torch.float64))
+
+    def denoise(x, t):
+        return Estimate(torch.zeros_like(x), sigma[t] * x / variance[t])
+
+    x = samplers.predictor_corrector(
+        denoise, s.sigma * next(draws), [s, u], randn=lambda: next(draws), corrector=corrector, snr=snr
+    )
+    alpha = (s.alpha / u.alpha) ** 2
+    beta, step, target = 1 - alpha, 2 * alpha * (snr * u.sigma) ** 2, variance[u.t]
+    expected = s.sigma**2 * (2 - math.sqrt(alpha) - beta / variance[s.t]) ** 2 + beta
+    for _ in range(corrector):
+        expected = (1 - step / target) ** 2 * expected + 2 * step
+    assert float(x.square().sum()) == pytest.approx(expected, rel=1e-9)
+    if corrector > 1:
+        assert expected == pytest.approx(target / (1 - step / (2 * target)), rel=1e-9)
 
 
 def carried(model: SGM, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

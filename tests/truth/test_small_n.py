@@ -60,7 +60,7 @@ def test_half_samples_cover_a_frechet_distance(draws):
     assert all(i.low < i.value < i.high for i in halves)
 
 
-@pytest.mark.parametrize("q", [0.5, fd.CLASS_FRACTION])
+@pytest.mark.parametrize("q", [0.5, 0.9])
 def test_a_larger_part_of_the_rows_is_less_too_wide(q):
     """The variance of |mean|², which has terms of two rows alone, is (1 + q) / q times too large."""
     rng, unit = np.random.default_rng(3), scipy.stats.t.ppf(0.975, 29)
@@ -252,6 +252,39 @@ def test_a_frechet_distance_within_classes_by_hand():
     figure = within(rows[:300], np.concatenate([rows, rows[:1]]), y[:300], np.append(y, 2), False)["fd_class"]
     assert figure.value == pytest.approx(none, abs=1e-9)
     refused("", within, rows, rows[:1], y, y[:1], False)
+
+
+def test_the_interval_within_classes_is_of_nine_tenths_of_the_samples():
+    """Of one class and one feature, whose Fréchet distance is that of means and of standard deviations."""
+    rng = np.random.default_rng(14)
+    fake, real, y = gaussian(rng, 50, width=1), gaussian(rng, 200, width=1), np.zeros(200)
+
+    def distance(rows):
+        return float((rows.mean() - real.mean()) ** 2 + (rows.std(ddof=1) - real.std(ddof=1)) ** 2)
+
+    figure = metrics()["fd_class"].within(fake, real, y[:50], y, True)["fd_class"]
+    by_hand = half_samples(distance, fake, draws=20, fraction=0.9)
+    assert (figure.value, figure.high) == pytest.approx((by_hand.value, by_hand.high), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "n, rows, subsets, size", [(60, 2000, 400, 30), (160, 40, 400, 80), (400, 2000, 4, 5)]
+)
+def test_the_interval_of_kid_is_as_wide_as_its_values_vary(n, rows, subsets, size, monkeypatch):
+    """By Student's quantiles of 100 halves and of the subsets: for samples, for samples of which the halves
+    take a part, and for subsets. A mean of means varies as those of one row, because the sets differ."""
+    rng, unit = np.random.default_rng(15), scipy.stats.t.ppf(0.975, min(subsets, 100) - 1)
+    monkeypatch.setattr(kernel_distance, "MOST", rows)
+    real = gaussian(rng, 40, width=4)
+    drawn = [
+        kid(gaussian(rng, n, width=4, shift=0.7), real, subsets=subsets, size=size, seed=seed)
+        for seed in range(200)
+    ]
+    above, below = (
+        np.mean([((end - one.value) / unit) ** 2 for one, end in ends]) ** 0.5
+        for ends in ([(one, one.high) for one in drawn], [(one, one.low) for one in drawn])
+    )
+    assert (above, below) == pytest.approx(2 * (np.std([one.value for one in drawn], ddof=1),), rel=0.2)
 
 
 def test_kid_is_unbiased_and_its_interval_covers():

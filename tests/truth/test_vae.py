@@ -132,6 +132,30 @@ def test_iwae_reaches_the_exact_marginal_of_a_linear_gaussian_model():
     torch.testing.assert_close(regret.mean(), (start - best).mean(), rtol=0.1, atol=0)
 
 
+@pytest.mark.parametrize("k", [2, 7, 50])
+def test_each_weight_of_the_exact_posterior_is_the_marginal(k):
+    """Of x = Wz + σε with orthogonal columns: their mean is p(x) for any number, in the bound and the loss."""
+    model = VAE.of(DataInfo((1, 2, 2), None), net="mlp", hidden=(4,), latent=2, iwae=k).double().eval()
+    w, log_s = torch.tensor([[1.0, 1, 1, 1], [0.5, -0.5, 0.5, -0.5]], dtype=torch.float64).T, -0.4
+    s2 = math.exp(2 * log_s)
+    variance = s2 / (w.square().sum(0) + s2)
+
+    def decode(z, e=None):
+        x = (z @ w.T).view(-1, 1, 2, 2)
+        return torch.cat([x, torch.full_like(x, log_s)], 1)
+
+    def encode(x, e=None):
+        return torch.cat([variance * (x.flatten(1) @ w) / s2, variance.log().expand(len(x), 2)], 1)
+
+    model.encoder, model.decoder = nn.Module(), nn.Module()
+    model.encoder.forward, model.decoder.forward = encode, decode
+    x = torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    covariance = w @ w.T + s2 * torch.eye(4)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(4).double(), covariance).log_prob(x.flatten(1))
+    torch.testing.assert_close(model.log_prob(x, noise=noise(16), k=k), exact, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.loss(batch(x))["loss"], -exact.mean(), atol=1e-5, rtol=0)
+
+
 def kl_to(mean, var, target, precision) -> torch.Tensor:
     """KL(N(mean, diag var) ‖ N(target, precision⁻¹)), [B]."""
     q = torch.distributions.MultivariateNormal(mean, torch.diag(var))
