@@ -46,7 +46,7 @@ def test_labels_on_which_a_judge_is_surer_than_of_real_images_are_not_rewarded()
 
 
 def test_the_score_of_a_scale_by_hand():
-    """The distance times the root of the share of wrong classes plus 1 %, over the recall, of at least 1 %."""
+    """Distance times the root of the share of wrong classes plus 1 %, over the recall of at least 1 %."""
     one = Figures(1.3, 20, 0.8, 0.76)
     assert one.score(0.99) == pytest.approx(20 * 0.5 / 0.8), "√(.24 + .01)"
     assert replace(one, agreement=0.9).score(0.84) == pytest.approx(10.307764), "20 √.17 / .8"

@@ -134,7 +134,7 @@ def test_iwae_reaches_the_exact_marginal_of_a_linear_gaussian_model():
 
 @pytest.mark.parametrize("k", [2, 7, 50])
 def test_each_weight_of_the_exact_posterior_is_the_marginal(k):
-    """Of x = Wz + σε with orthogonal columns: their mean is p(x) for any number, in the bound and the loss."""
+    """Of x = Wz + σε, with orthogonal columns; their mean is p(x) for any k, in bound and loss."""
     model = VAE.of(DataInfo((1, 2, 2), None), net="mlp", hidden=(4,), latent=2, iwae=k).double().eval()
     w, log_s = torch.tensor([[1.0, 1, 1, 1], [0.5, -0.5, 0.5, -0.5]], dtype=torch.float64).T, -0.4
     s2 = math.exp(2 * log_s)
