@@ -168,7 +168,7 @@ def test_repacked_when_the_files_change(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     folder, said = write(tmp_path / "p", LAYOUTS["flat"][0]), []
-    with monkeypatch.context() as patch, pytest.raises(MissingError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(MissingError, match="no space left"):
         patch.setattr(os, "pwrite", refused)
         open_pack(folder)
     assert nothing_half_written()
