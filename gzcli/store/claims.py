@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.formats import ARCHIVE, ARRAY, IMAGE, SET, endings_of
 from gzcli.core.hints import gz
 from gzcli.store import files
 from gzcli.store.paths import user_dir
@@ -23,8 +24,8 @@ from gzcli.store.run_folder import RUN_ID, Run
 PATIENCE = 1.0  # seconds to wait for the process number of a new claim
 CLAIM = Run.claim_file.name
 # of files that a user may expect of `--out`, `--report` or `--export`, all of which name a folder
-IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
-ENDINGS = (*IMAGES, ".npy", ".npz", ".zip", ".html", ".pdf", ".md", ".tex", ".json", ".csv", ".onnx")
+ENDINGS = endings_of(IMAGE, ARRAY, SET, ARCHIVE)
+ENDINGS += (".html", ".pdf", ".md", ".tex", ".json", ".csv", ".onnx")
 # Files that a job writes about itself. A folder that contains no others is left over from a failed attempt.
 _MARKS = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file
 _RECORDS = {place.name for place in (*_MARKS, Run.stop_file, Run.job_file, Run.log_file, Run.launch_file)}

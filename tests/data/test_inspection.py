@@ -85,6 +85,8 @@ def test_plain_folders_with_masks_beside_or_in_folders_and_several_masks_of_a_pi
     assert opened.good == "good"
     assert opened.kinds == {"dent/0.png": "dent", "hole/0.png": "hole", "hole/1.png": "hole"}
     assert opened.masks == {"dent/0.png": ("dent/0_mask.png",), "hole/1.png": ("masks/hole/1.png",)}
+    beside = ["good/0.tif", "dent/0.TIFF", "dent/0_mask.tiff"]
+    assert inspection("x", beside).masks == {"dent/0.TIFF": ("dent/0_mask.tiff",)}, "endings of any format"
     loco = {name for name in MVTEC if "ground" not in name} | {f"ground_truth/chip/001/{i}.png" for i in "01"}
     both = "ground_truth/chip/001/0.png", "ground_truth/chip/001/1.png"
     assert inspection("x", sorted(loco)).masks == {"test/chip/001.png": both}

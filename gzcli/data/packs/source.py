@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gzcli.core.errors import GzError, MissingError
+from gzcli.core.formats import ARCHIVE, ARRAY, IMAGE, SET, endings_of
 from gzcli.core.types import Say, silent
 from gzcli.core.units import size as size_in_words
-from gzcli.data.readers.images import METADATA, SUFFIXES
+from gzcli.data.readers.images import METADATA
 from gzcli.data.sets.registry import (
     SPECS,
     DataSet,
@@ -25,8 +26,7 @@ from gzcli.store.hub import HUB_SCHEME, data_repository, offline
 if TYPE_CHECKING:
     from gzcli.data.readers.images import RawImages
 
-# endings of the files to fetch
-HUB_FILES = (".parquet", ".zip", ".tar", ".tar.gz", ".npz", METADATA, *SUFFIXES)
+HUB_FILES = (*endings_of(IMAGE, ARRAY, SET, ARCHIVE), METADATA)  # endings of the files to fetch
 HUB_PAGES = "https://huggingface.co/datasets"
 FETCHED_UNASKED = 200_000_000  # bytes above which only `gz data download` downloads a set
 

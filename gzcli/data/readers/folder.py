@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.formats import ARCHIVE, ARRAY, SET, endings_of
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, middle
@@ -16,7 +17,7 @@ from gzcli.data.readers import beside
 from gzcli.data.readers.archive import Files, open_members
 from gzcli.data.readers.hub import dataset_folder, is_dataset_folder
 from gzcli.data.readers.images import (
-    PICTURE_KINDS,
+    SUFFIXES,
     Content,
     Encoded,
     Members,
@@ -32,23 +33,24 @@ from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
 from gzcli.data.readers.values import npy, of_files
 from gzcli.data.sets.registry import Form
 
-ARRAYS = {".npz": npz, ".npy": npy}  # readers of files that hold all images, by their ending
-KINDS_HINT = f"give images in a format that gz reads: {PICTURE_KINDS}"
+# readers of files that contain all images, by their ending
+SETS = {**dict.fromkeys(endings_of("npz"), npz), **dict.fromkeys(endings_of(ARRAY), npy)}
+KINDS_HINT = f"give images in a format that gz reads: {' '.join(SUFFIXES).replace('.', '')}"
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
     """The images at a path: a folder, zip, tar, npz, dataset folder, or a single image to score."""
     form = form or Form()
     ending = path.suffix.lower() if is_regular(path) and not path.is_dir() else ""
-    if ending in ARRAYS or is_dataset_folder(path):
-        images = ARRAYS.get(ending, dataset_folder)(path)
+    if ending in SETS or is_dataset_folder(path):
+        images = SETS.get(ending, dataset_folder)(path)
         if form.layout and not form.foreign:
             raise UsageError(f"`{path}` has no folders of images", hint="omit `--layout`")
         return images
     chosen = PictureFilter()
     single = form.foreign and is_picture(path.name) and path.is_file()
     members: Members = Files(path.parent, [path.name]) if single else open_members(path, chosen)
-    archives = [kind for kind in (".tar", ".zip", ".npz") if kind in chosen.ignored]
+    archives = [ending for ending in endings_of(ARCHIVE, SET) if ending in chosen.ignored]
     if archives and not any(map(is_picture, members.names)):
         hint = "give one of them; if the set is in several archives, unpack them into one folder"
         raise MissingError(f"`{path}` contains archives ({' '.join(archives)}) but no images", hint=hint)

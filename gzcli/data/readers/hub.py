@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, first_line, install_line
+from gzcli.core.formats import extra_of
 from gzcli.core.units import counted
 from gzcli.data.readers.images import (
     PROBES,
@@ -102,7 +103,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         import pyarrow
     except ImportError as e:
-        hint = install_line("gzcli[datasets]")
+        hint = install_line(extra_of("hub"))
         raise MissingError(f"reading `{path}` requires the package `pyarrow`", hint=hint) from e
     try:
         yield

@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from posixpath import splitext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from gzcli.core import formats
 from gzcli.core.errors import EXHAUSTED, MissingError
+from gzcli.core.formats import ARRAY, IMAGE, endings_of
 from gzcli.core.units import counted
 from gzcli.data.sets.registry import DataSpec
 
@@ -22,13 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 LARGEST_FILE = 1 << 30  # maximum bytes of an image
-# Pillow's names of the formats that are read. Other readers of Pillow are never tried: some start another
-# program (EPS: Ghostscript). TGA comes last: such a file has no mark at its beginning, so that its reader
-# tries every file that no other reader takes.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
-PICTURE_KINDS = "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k tga"
-SUFFIXES = tuple(f".{kind}" for kind in PICTURE_KINDS.split())
-ARRAY = ".npy"  # ending of an image that is an array
+FORMATS = tuple(each.reader for each in formats.FORMATS if each.content == IMAGE)  # Pillow's names of them
+SUFFIXES, ARRAYS = endings_of(IMAGE), endings_of(ARRAY)
 METADATA = "metadata.jsonl"
 LABEL = ".cls"  # what WebDataset calls the file of an image's label
 TABLES = (".csv", ".tsv")  # files that may list the labels of images
@@ -161,7 +158,7 @@ def is_hidden(name: str) -> bool:
 
 def is_picture(name: str) -> bool:
     """Whether a file is an image, or the array of an image, judging by its name."""
-    return (may_be_picture(name) or name.lower().endswith(ARRAY)) and not is_hidden(name)
+    return (may_be_picture(name) or name.lower().endswith(ARRAYS)) and not is_hidden(name)
 
 
 def may_be_picture(value: str) -> bool:

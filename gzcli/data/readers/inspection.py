@@ -14,9 +14,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 from typing import TYPE_CHECKING
 
 from gzcli.core.errors import UsageError
+from gzcli.core.formats import ARRAY, IMAGE, SET, endings_of
 from gzcli.core.sections import Fit
 from gzcli.core.units import as_size, by_sides, counted
 from gzcli.data.readers.archive import open_members
@@ -62,7 +64,7 @@ class Inspection:
 def open_inspection(path: Path) -> Inspection | None:
     """The defects of a set at a path; None if it is not an inspection set. Raises UsageError if no mask
     matches an image."""
-    if not is_regular(path) or (path.is_file() and (is_picture(path.name) or path.suffix == ".npz")):
+    if not is_regular(path) or (path.is_file() and path.name.lower().endswith(endings_of(IMAGE, ARRAY, SET))):
         return None
     members = open_members(path, lambda name: is_picture(name) or PurePosixPath(name).name == LIST)
     lists = [name for name in members.names if PurePosixPath(name).name == LIST]
@@ -122,7 +124,8 @@ def _parted(names: Sequence[str]) -> tuple[str | None, dict[str, str], Folders]:
         return None, {}, {}
     masks = {name: f[1:] for name, f in folders.items() if MARKS.fullmatch(f[0])}
     pictures = {name: f for name, f in folders.items() if name not in masks}
-    beside = {name: f for name, f in pictures.items() if _marks_neighbour(name, pictures)}
+    stems = {splitext(name)[0] for name in pictures}
+    beside = {name: f for name, f in pictures.items() if _marks_neighbour(name, stems)}
     good, kinds = _kinds({name: f for name, f in pictures.items() if name not in beside})
     return good, kinds, masks | beside
 
@@ -132,11 +135,11 @@ def _stem(name: str) -> str:
     return ENDING.sub("", PurePosixPath(name).stem)
 
 
-def _marks_neighbour(name: str, pictures: Folders) -> bool:
-    """Whether an image is the mask of a neighbour, such as `000_mask.png` of `000.png`."""
+def _marks_neighbour(name: str, stems: set[str]) -> bool:
+    """Whether an image is the mask of a neighbour, such as `000_mask.png` of `000.png`. `stems`: the images
+    without their endings."""
     path, stem = PurePosixPath(name), _stem(name)
-    endings = {path.suffix, ".png", ".jpg", ".JPG", ".jpeg", ".bmp"}
-    return stem != path.stem and any(str(path.with_name(stem + end)) in pictures for end in endings)
+    return stem != path.stem and str(path.parent / stem) in stems
 
 
 def _key(name: str, inside: tuple[str, ...], kinds: set[str]) -> tuple[str, str]:

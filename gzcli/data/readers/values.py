@@ -6,20 +6,21 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError, first_line, install_line
+from gzcli.core.formats import ARRAY, endings_of, extra_of
 from gzcli.core.sections import Fit
 from gzcli.core.units import counted
-from gzcli.data.readers.images import Block, Content, RawImages, bytes_in, refuse_exhausted
+from gzcli.data.readers.images import ARRAYS, Block, Content, RawImages, bytes_in, refuse_exhausted
 from gzcli.data.readers.pictures import BITS, DARK, ORIENTATION, lanczos, opened, upright
 
 VALUES = "values"  # the kind of a pack's arrays that contain values
 PICTURE = (1, 3)  # channels of a picture
-FILES = (".npy", ".tif", ".tiff")  # endings of files that may hold values
+FILES = endings_of(ARRAY, "TIFF")  # endings of files that may contain values
 SAMPLES, PLANES = 277, 339  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
 HINT = "images must be numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
 Decoded = tuple[np.ndarray, int | None]  # the values [C, H, W] of an image, and their levels
@@ -186,7 +187,7 @@ def npy(path: Path) -> RawImages:
 def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawImages:
     """The values of encoded files if all are `.npy` or TIFF and the first is not an 8-bit image. Otherwise
     the unchanged images. `resized`: whether they will be resized to one size."""
-    if images.probe is None or not all(PurePosixPath(name).suffix.lower() in FILES for name in names):
+    if images.probe is None or not all(name.lower().endswith(FILES) for name in names):
         return images
     name, first = _first_decoded(images.probe())
     if first is None:
@@ -246,7 +247,7 @@ def decoded(content: Content, name: str) -> Decoded | None:
     """The values [C, H, W] of a `.npy` or a TIFF, and their levels; None for an 8-bit image. Raises
     MissingError for a file that cannot be read."""
     data = bytes_in(content)
-    if PurePosixPath(name).suffix.lower() == ".npy":
+    if name.lower().endswith(ARRAYS):
         return _npy(data, name)
     try:
         with opened(data) as image:
@@ -278,7 +279,7 @@ def _by_tifffile(data: bytes, name: str, why: str) -> Decoded:
     try:
         import tifffile
     except ImportError as e:
-        hint = f"run `{install_line('gzcli[tiff]')}` to read more kinds of TIFF"
+        hint = f"run `{install_line(extra_of('TIFF'))}` to read more kinds of TIFF"
         raise MissingError(f"`{name}` cannot be decoded: {why}", hint=hint) from e
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:

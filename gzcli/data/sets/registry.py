@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, MissingError, UsageError, did_you_mean, matching
+from gzcli.core.formats import ARCHIVE, ARRAY, SET, endings_of
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say
 from gzcli.core.units import Size, sides
@@ -27,8 +28,7 @@ from gzcli.store.paths import cache_dir, user_dir
 
 REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
 _ADDRESS = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# marks that make a text a path
-ENDINGS = (".zip", ".npz", ".npy", ".tar", ".tgz", ".gz", ".zst", ".parquet")
+ENDINGS = endings_of(ARRAY, SET, ARCHIVE)  # they make a text a path
 
 # Companions of an image besides its label, by keys of `metadata.jsonl` or columns, the first of which counts.
 # `control` is a map that the image follows (edges, depth, a pose), `before` the image that an instruction,
@@ -339,12 +339,12 @@ def locate(what: DataSet | str | Path) -> DataSet:
     path = local(text)
     if path.exists():
         return OwnSet(path)
-    if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
+    if isinstance(what, Path) or "/" in text or text.lower().endswith(ENDINGS):
         hint = "give the path of a folder, zip, tar or npz of images"
         raise MissingError(f"`{text}` does not exist", hint=hint)
     ways = "see the names with `gz data list`, or give a path such as `./my_photos`"
-    here = [f"./{path.name}" for path in Path().iterdir() if path.is_dir() or path.suffix.lower() in ENDINGS]
-    near = did_you_mean(text, names()) or did_you_mean(f"./{text}", here)
+    here = [path for path in Path().iterdir() if path.is_dir() or path.name.lower().endswith(ENDINGS)]
+    near = did_you_mean(text, names()) or did_you_mean(f"./{text}", [f"./{path.name}" for path in here])
     raise UsageError(f"there is no data set `{text}`", hint=near or ways)
 
 
