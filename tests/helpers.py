@@ -124,9 +124,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def figures(run: Run) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` without what depends on the machine."""
-    from gzcli.engine.pictures import RATES
+    from gzcli.engine.pictures import RATE_KEYS
 
-    return [{k: v for k, v in x.items() if k not in RATES} for x in lines(run.path / "metrics.jsonl")]
+    return [{k: v for k, v in x.items() if k not in RATE_KEYS} for x in lines(run.path / "metrics.jsonl")]
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -66,7 +66,10 @@ def trained(run: Run) -> Trainer:
 
 def work(folders: list[str]) -> None:
     """Trains the runs, or the stages of a run, in these folders."""
-    validate.VALIDATION, validate.EVAL_BATCH = 30, 10  # three batches: two ranks have unequal shares
+    validate.MAX_VALIDATION_IMAGES, validate.EVAL_BATCH = (
+        30,
+        10,
+    )  # three batches: two ranks have unequal shares
     vars(train_loop)["loss_curve"] = lambda path: None  # drawing takes longer than many of these trainings
     for i, folder in enumerate(folders):
         if folder in folders[:i] and ranks.rank() == 0:

@@ -71,12 +71,12 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
     from forks import forked
     from helpers import engine
 
-    from gzcli.launch.launcher import environment, outcome
+    from gzcli.launch.launcher import child_environment, outcome
     from gzcli.store.runs import Run
 
     if plan.gpus or plan.machines > 1:
         return started(folder, plan, launcher=launcher, mode=mode)
-    variables = environment(plan, mode)
+    variables = child_environment(plan, mode)
     del variables["GZ_PARENT"]
     os.environ.clear()
     os.environ.update(variables)
@@ -116,7 +116,11 @@ def work(job: dict[str, Any]) -> int:
         from gzcli.data.download import http
         from gzcli.data.download.fetch import fetch
 
-        http.LARGE, http.BACKOFF, http.TIMEOUT = 1 << 16, 0.01, 0.5  # so that it comes in pieces, and soon
+        http.LARGE, http.BACKOFF_SECONDS, http.STALL_SECONDS = (
+            1 << 16,
+            0.01,
+            0.5,
+        )  # so that it comes in pieces, and soon
         try:
             fetch(toy(job["fetch"], Path(job["content"]).read_bytes()))
         except GzError as error:

@@ -62,7 +62,7 @@ from gzcli.store.runs import all_runs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BATCH = 100  # images that are scored together
+IMAGES_AT_ONCE = 100  # images that are scored together
 Labels = str | Sequence[int] | Sequence[str] | np.ndarray
 
 
@@ -387,7 +387,7 @@ class LoadedRun:
         if scorer.unused:
             raise UsageError(f"the score `{score}` has no option `{scorer.unused[0]}`")
         if scorer.is_fitted():
-            scorer.fit(*fitting_images(self.trained, fitting_pick(self.data), size=BATCH, seed=seed))
+            scorer.fit(*fitting_images(self.trained, fitting_pick(self.data), size=IMAGES_AT_ONCE, seed=seed))
         return np.concatenate([np.zeros(0), *(scorer(batch)[score] for batch in self._batches(images, seed))])
 
     @spoken
@@ -559,8 +559,8 @@ class LoadedRun:
     def _batches(self, images: np.ndarray, seed: int) -> Iterator[Batch]:
         """The images in batches on the device, without labels."""
         device = self.trained.device
-        for start in range(0, len(images), BATCH):
-            index = range(start, min(start + BATCH, len(images)))
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            index = range(start, min(start + IMAGES_AT_ONCE, len(images)))
             positions = torch.arange(index.start, index.stop, device=device)
             noise = ImageNoise(seed, index, device)
             yield Batch(self._pixels(images, index, seed), None, positions, noise)

@@ -14,7 +14,7 @@ from gzcli.core.types import Progress, no_progress
 from gzcli.store.metrics import metric_lines
 from gzcli.store.run_folder import Run
 
-EVERY = 0.5  # seconds between two looks at a run
+REFRESH_SECONDS = 0.5  # seconds between two looks at a run
 
 
 def is_here() -> bool:
@@ -72,7 +72,7 @@ class TrainingBar:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._end.wait(EVERY):
+        while not self._end.wait(REFRESH_SECONDS):
             self._look()
         self._look()
 

@@ -17,7 +17,7 @@ from gzcli.store.png import picture_of, save_images, save_png
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHOWN = 64  # images of an image in a notebook
+MAX_SHOWN_IMAGES = 64  # images of an image in a notebook
 
 
 class Samples(np.ndarray):
@@ -106,7 +106,7 @@ class Samples(np.ndarray):
     def _repr_png_(self) -> bytes | None:
         """The image that a notebook displays, of at most 64 images."""
         try:
-            picture = (self[:SHOWN] if self.ndim == 4 else self).grid()
+            picture = (self[:MAX_SHOWN_IMAGES] if self.ndim == 4 else self).grid()
         except UsageError:  # a notebook shows the numbers
             return None
         buffer = io.BytesIO()

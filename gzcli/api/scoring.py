@@ -22,8 +22,14 @@ from gzcli.recipe.schema import check_value, score_options
 from gzcli.store import claims
 from gzcli.store.paths import user_dir
 
-PLACES = ("input", "calibrate", "export", "imglists", "background")  # arguments that are names or paths
-SIZE = "data.size"  # the key of a recipe that a method without training has
+PATH_ARGUMENTS = (
+    "input",
+    "calibrate",
+    "export",
+    "imglists",
+    "background",
+)  # arguments that are names or paths
+SIZE_KEY = "data.size"  # the key of a recipe that a method without training has
 
 
 @dataclass(frozen=True)
@@ -257,7 +263,7 @@ def request_of(
     if not (isinstance(sets, list | tuple) and all(isinstance(name, str | Path) for name in sets)):
         sets = [sets]
     devices = {name: settings.pop(name) for name in ("gpus", "cpu", "processes") if name in settings}
-    settings |= {name: _reference(value) for name, value in settings.items() if name in PLACES}
+    settings |= {name: _reference(value) for name, value in settings.items() if name in PATH_ARGUMENTS}
     scores = settings.pop("scores")
     names = tuple(scores.split(",") if isinstance(scores, str) else scores)
     question = Question(
@@ -281,14 +287,14 @@ def _keywords(
     card: ModelCard | None, *, options: Mapping[str, Any], set: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The keywords of the scores of a model or, for None, the settings of a method without training."""
-    keys = {SIZE} if card is None else {f"ood.{name}" for name in score_options(card)}
+    keys = {SIZE_KEY} if card is None else {f"ood.{name}" for name in score_options(card)}
     if strange := next((key for key in set if key not in keys), None):
         raise UsageError(f"`set` has no key `{strange}` here", hint=f"keys: {', '.join(sorted(keys))}")
     if card is None:
         if options:
             message = f"a method that requires no training has no option `{next(iter(options))}`"
             raise UsageError(message, hint='it has only `set={"data.size": 64}`')
-        return {"size": canonical_size(set[SIZE])} if set else {}
+        return {"size": canonical_size(set[SIZE_KEY])} if set else {}
     rules, values = score_options(card), {key.partition(".")[2]: value for key, value in set.items()}
     if strange := next((name for name in options if name not in rules), None):
         hint = f"options of the scores: {', '.join(rules)}"

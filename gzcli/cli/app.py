@@ -30,7 +30,7 @@ from gzcli.version import __version__
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
 _MODELS, _STORE = "Models", "Recipes, runs, data"
 
-WITH = {"show": "list"}  # verbs in the module of another one
+SHARED_MODULES = {"show": "list"}  # verbs in the module of another one
 # Verb → its help panel, and its line there. The module of the same name in this package, or that of `WITH`,
 # holds `app`, a group of commands, or a function of the verb's name.
 VERBS = {
@@ -59,10 +59,10 @@ VERBS = {
 }
 
 # Other programs' words: of a verb as the first word, and of options anywhere.
-WORDS = {"generate": "sample", "fit": "train", "evaluate": "bench"}
-LINES = dict.fromkeys(("resume", "continue"), "gz train {} --resume")  # words for which gz has an option
-RISKY = ("remove", "prune")  # commands that delete files
-OPTIONS = {"--task": "--do", "--max-steps": "--steps"}
+FOREIGN_VERBS = {"generate": "sample", "fit": "train", "evaluate": "bench"}
+VERB_LINES = dict.fromkeys(("resume", "continue"), "gz train {} --resume")  # words for which gz has an option
+DELETING_COMMANDS = ("remove", "prune")  # commands that delete files
+FOREIGN_OPTIONS = {"--task": "--do", "--max-steps": "--steps"}
 
 
 def build(words: list[str] | None = None) -> Any:
@@ -84,7 +84,7 @@ def build(words: list[str] | None = None) -> Any:
         if not whole:
             app.command(verb, help=line, rich_help_panel=panel)(lambda: None)
             continue
-        module = import_module(f"gzcli.cli.{WITH.get(verb, verb)}")
+        module = import_module(f"gzcli.cli.{SHARED_MODULES.get(verb, verb)}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=verb, help=line, rich_help_panel=panel)
         else:
@@ -152,10 +152,10 @@ def in_own_words(argv: list[str]) -> list[str]:
     words = []
     for word in argv[:end]:
         name, equals, value = word.partition("=")
-        words.append(OPTIONS.get(name, name) + equals + value)
+        words.append(FOREIGN_OPTIONS.get(name, name) + equals + value)
     first = next((i for i, word in enumerate(words) if not word.startswith("-")), None)
     if first is not None:
-        words[first] = WORDS.get(words[first], words[first])
+        words[first] = FOREIGN_VERBS.get(words[first], words[first])
     return [*words, *argv[end:]]
 
 
@@ -188,10 +188,10 @@ def run(argv: list[str]) -> int:
     except SystemExit as stop:
         # Typer and rich exit with 1 when `head` has read enough
         if isinstance(stop.__context__, BrokenPipeError):
-            return out.UNREAD
+            return out.BROKEN_PIPE_CODE
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:
-        return out.UNREAD
+        return out.BROKEN_PIPE_CODE
     except BaseException as problem:
         words = argv[: argv.index("--")] if "--" in argv else argv
         out.configure(json="--json" in words or None)  # Typer may have stopped before it parsed the option
@@ -220,10 +220,10 @@ def as_error(problem: BaseException) -> GzError:
 def meant_command(word: str, context: Any) -> str | None:
     """A hint at the command that an unknown word means: the line that does it, or a similar word."""
     group, words = context.command, context.obj or []
-    if word in LINES and group.name != "data":
+    if word in VERB_LINES and group.name != "data":
         names = [each for each in words[words.index(word) + 1 :] if not each.startswith("-")]
-        return LINES[word].format(shlex.quote((names or ["RUN"])[0]))
-    return did_you_mean(word, group.commands, risky=RISKY)
+        return VERB_LINES[word].format(shlex.quote((names or ["RUN"])[0]))
+    return did_you_mean(word, group.commands, risky=DELETING_COMMANDS)
 
 
 _PHRASES = {  # Typer's words → those of the messages about recipes, such as `must be 1 or more`

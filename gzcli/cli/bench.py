@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gzcli.launch.comparing import Request
 
 ARROWS = {"down": "↓", "up": "↑"}
-KEEP = {"seconds": 2, "params": 5}  # like `Column.keep`, for columns that are not metrics
+COLUMN_PRIORITY = {"seconds": 2, "params": 5}  # like `Column.keep`, for columns that are not metrics
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 _CONTESTANTS_HELP = "Models, run ids, aliases or folders; or images: a folder, zip, tar or npz."
@@ -135,7 +135,7 @@ def show_dry(request: Request) -> None:
     job = request.job
     images, evaluation = request.cost(out.info)
     sets = f"{counted(len(job.images), 'set')} of images, " if job.images else ""
-    further = out.fitted(f"then {sets}{', '.join(evaluation.parts)}")
+    further = out.wrapped_text(f"then {sets}{', '.join(evaluation.parts)}")
     rows = [(run, job.n, cost) for run, cost in zip(request.runs, images, strict=True)]
     show_sampling(rows, further, evaluation, judge_seconds=evaluation.seconds())
 
@@ -180,7 +180,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
         evenly = "" if floor["drawn"] == "random" else f", by {floor['drawn']}"
         lines.append({**floor, "name": f"(real images{images}{evenly})"})
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
-    has = {key: any(line.get(key) is not None for line in lines) for key in KEEP}
+    has = {key: any(line.get(key) is not None for line in lines) for key in COLUMN_PRIORITY}
     columns = [*["params"] * has["params"], *names, *["seconds"] * has["seconds"]]
     biased = {name for of_size in result["biased"].values() for name in of_size}
     first = next((name for name in columns if name in directions), None)
@@ -188,7 +188,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     for name in columns:
         arrow = ARROWS.get(directions.get(name) or "", "")
         head = heading(name, columns, lines) + ("~" if name in biased else "") + arrow
-        keep = KEEP.get(name) or column_of(name).keep
+        keep = COLUMN_PRIORITY.get(name) or column_of(name).keep
         values = [cell(name, line["metrics"].get(name, line.get(name))) for line in lines]
         shown.append(com.Shown(head, values, keep, name))
         halves = [half(line, name) for line in lines]
@@ -207,7 +207,9 @@ def heading(name: str, columns: Sequence[str], lines: Sequence[Mapping[str, Any]
     """The heading of a metric. That of a neighbour-based one omits its features if there is only one kind."""
     word, _, features = name.partition("_")
     several = sum(column.startswith(f"{word}_") for column in columns) > 1
-    return word if word in BY_NEIGHBOURS and features and not several else standings.heading(name, lines)
+    return (
+        word if word in BY_NEIGHBOURS and features and not several else standings.metric_heading(name, lines)
+    )
 
 
 def half(line: Mapping[str, Any], name: str) -> str | None:

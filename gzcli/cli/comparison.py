@@ -38,7 +38,9 @@ class Shown(NamedTuple):
     name: str = ""
 
 
-def print_table(columns: Sequence[Shown], *, wide: bool = False, elsewhere: str = out.ELSEWHERE) -> None:
+def print_table(
+    columns: Sequence[Shown], *, wide: bool = False, elsewhere: str = out.HIDDEN_COLUMNS_NOTE
+) -> None:
     """Prints columns. Of those with equal priority, the last is omitted first."""
     places = {column.heading: i for i, column in enumerate(columns)}
     spare = {column.heading: column for column in columns if column.keep is not None}
@@ -75,5 +77,5 @@ def disagreement(result: Mapping[str, Any]) -> list[str]:
     lines = [f"{by}: {second['spearman']:.3f}"]
     if second["apart"]:
         apart = (f"{name} ({first}, {second_name})" for name, first, second_name in second["apart"])
-        lines += out.fitted(", ".join(apart), "models ranked differently: ")
+        lines += out.wrapped_text(", ".join(apart), "models ranked differently: ")
     return lines

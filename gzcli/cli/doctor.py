@@ -73,7 +73,7 @@ def software() -> Iterator[Check]:
 
 def devices() -> Iterator[Check]:
     """The GPUs that torch can use, and the CPU."""
-    from gzcli.core.devices import INSTALL, titles, tried
+    from gzcli.core.devices import INSTALL_HINT, titles, tried
     from gzcli.store.rates import speed_title
 
     try:
@@ -87,7 +87,7 @@ def devices() -> Iterator[Check]:
     *gpus, cpu = titles(gpus_here)
     yield from (Check(name, "ok", text) for name, text in gpus)
     if gpus_here.lack:
-        yield Check("gpu", "bad", gpus_here.lack, INSTALL.partition(";")[0])
+        yield Check("gpu", "bad", gpus_here.lack, INSTALL_HINT.partition(";")[0])
     elif not gpus:
         yield Check("gpu", "note", "none: gz trains on the CPU")
     yield Check(cpu[0], "ok", f"{cpu[1]}, {speed_title()}")

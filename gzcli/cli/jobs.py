@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # settings of a verb that passes options on to the model's methods
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
-BEGAN = time.monotonic()
+START_TIME = time.monotonic()
 
 
 # ---------------------------------------------------------------------------- a job of the engine
@@ -185,8 +185,8 @@ def misspellings(
 # ---------------------------------------------------------------------------- a job of SLURM
 
 # Options that are about the submission, or that the script writes itself → whether a value follows.
-OURS = dict.fromkeys(("--submit", "--slurm", "--name", "--seed"), True)
-OURS |= dict.fromkeys(("--dry-run", "--json", "--resume", "--requeue"), False)
+SUBMISSION_OPTIONS = dict.fromkeys(("--submit", "--slurm", "--name", "--seed"), True)
+SUBMISSION_OPTIONS |= dict.fromkeys(("--dry-run", "--json", "--resume", "--requeue"), False)
 
 
 def submit(
@@ -216,7 +216,7 @@ def submit(
     job = slurm.Job(words, name, seed, gpus, cores, machines=machines, goes_on=goes_on, tasks=tasks)
     folder = user_dir("runs", "slurm")
     program = [sys.executable, start.SCRIPT, "gzcli"]
-    text = slurm.script(job, slurm.options(options or ()), program=program, folder=folder)
+    text = slurm.batch_script(job, slurm.options(options or ()), program=program, folder=folder)
     if dry_run:
         out.text(text.rstrip())
         out.data({"script": text})
@@ -240,17 +240,17 @@ def submit(
 
 
 def words_of(argv: list[str], verb: str) -> list[str]:
-    """The command line that a job runs. The options of OURS are removed; everything after `--` is
-    unchanged."""
+    """The command line that a job runs. The options of SUBMISSION_OPTIONS are removed; everything after `--`
+    is unchanged."""
     words: list[str] = []
     rest = iter(argv[argv.index(verb) :] if verb in argv else argv)
     for word in rest:
         if word == "--":
             return [*words, word, *rest]
         option, equals, _ = word.partition("=")
-        if option not in OURS:
+        if option not in SUBMISSION_OPTIONS:
             words.append(word)
-        elif OURS[option] and not equals:
+        elif SUBMISSION_OPTIONS[option] and not equals:
             next(rest, None)
     return words
 
@@ -276,7 +276,7 @@ def end(facts: Iterable[str | None], then: Iterable[tuple[str, str]] = ()) -> No
 
 def took() -> str:
     """The time since the command began, in readable form."""
-    return duration(time.monotonic() - BEGAN)
+    return duration(time.monotonic() - START_TIME)
 
 
 def bytes_of(path: Path) -> str:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from gzcli.league.league import Entry, Terms
     from gzcli.league.loop import League
 
-DAY = 86_400  # seconds of training above which gz asks before it starts
-KEYS = {
+LONG_LEAGUE_SECONDS = 86_400  # seconds of training above which gz asks before it starts
+LEAGUE_KEYS = {
     OF_TRAINING: "train_seconds",
     OF_SAMPLING: "sample_seconds",
     OF_EVALUATION: "judge_seconds",
@@ -101,7 +101,7 @@ def league(
     check_report(report)
     job = comparing.job_of(
         n,
-        request.SAMPLES,
+        request.LEAGUE_SAMPLES,
         data=data or "",
         metrics=opt.split(metrics),
         weights=weights,
@@ -180,7 +180,7 @@ def before_start(league: League, budget: str, at_once: int | None, *, yes: bool)
     for line in lines:
         out.info(line)
     less = "to save time, use fewer models or seeds, or a smaller `--budget`"
-    start_or_not(facts["seconds"], most=DAY, span="a day", ways=less, yes=yes)
+    start_or_not(facts["seconds"], most=LONG_LEAGUE_SECONDS, span="a day", ways=less, yes=yes)
 
 
 def show_dry(league: League, budget: str, at_once: int | None) -> None:
@@ -206,13 +206,13 @@ def plan_of(league: League, budget: str, at_once: int | None) -> tuple[list[str]
     total = [f"total: about {about(seconds)}{in_parallel(parallel)}"]
     lines = [*trainings_of(league, budget, costs), *times_of(league, costs, judges, total)]
     for name, why in league.left_out.items():
-        lines += out.fitted(f"left out: {name} ({why})")
+        lines += out.wrapped_text(f"left out: {name} ({why})")
     return lines, facts
 
 
 def as_json(entry: Entry, n: int, cost: Cost) -> dict[str, Any]:
     """The remaining cost of an entry; `sample_seconds` is None if it is unknown."""
-    seconds: dict[str, float | None] = {key: cost.why.get(why, 0.0) for why, key in KEYS.items()}
+    seconds: dict[str, float | None] = {key: cost.why.get(why, 0.0) for why, key in LEAGUE_KEYS.items()}
     if cost.fixed is None:
         seconds["sample_seconds"] = None
     return {"model": entry.model, "seed": entry.seed, "n": n, "calls": cost.calls, **seconds}
@@ -225,18 +225,18 @@ def trainings_of(league: League, budget: str, costs: Sequence[Cost]) -> list[str
     number = len(league.terms.seeds)
     seeds = f", {number} seeds" if number > 1 else ""
     trained = f"{budget} each{seeds}: {left} to train, {len(costs) - left} already trained"
-    return [*out.fitted(" ".join(models), f"{counted(len(models), 'model')}: "), trained]
+    return [*out.wrapped_text(" ".join(models), f"{counted(len(models), 'model')}: "), trained]
 
 
 def times_of(league: League, costs: Sequence[Cost], judges: Cost, total: Sequence[str]) -> list[str]:
     """The remaining times of a league in words, and, if there are several, the lines of the total."""
     whole = sum(costs, Cost()) + judges
-    parts = Cost(why={why: whole.why[why] for why in (*KEYS, *judges.why) if why in whole.why}).parts
+    parts = Cost(why={why: whole.why[why] for why in (*LEAGUE_KEYS, *judges.why) if why in whole.why}).parts
     words = [*parts[:-2], " and ".join(parts[-2:])] if parts else ["nothing to do"]
-    lines = [*out.fitted(", ".join(words)), *(total if len(parts) > 1 else ())]
+    lines = [*out.wrapped_text(", ".join(words)), *(total if len(parts) > 1 else ())]
     pairs = zip(league.entries, costs, strict=True)
     unknown = dict.fromkeys(entry.model for entry, cost in pairs if cost.fixed is None)
-    return [*lines, *(out.fitted(" ".join(unknown), "unknown sampling time: ") if unknown else ())]
+    return [*lines, *(out.wrapped_text(" ".join(unknown), "unknown sampling time: ") if unknown else ())]
 
 
 def in_parallel(parallel: int) -> str:
@@ -254,7 +254,7 @@ def show_league(result: dict[str, Any], columns: str | None = None) -> None:
             out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")
     if order := result["spearman"]:
         out.info(f"rank correlation between seeds: mean {order['mean']:.3f}, minimum {order['min']:.3f}")
-    notes = [line for note in result["notes"] for line in out.fitted(note, "note: ")]
+    notes = [line for note in result["notes"] for line in out.wrapped_text(note, "note: ")]
     judged = com.judges(result.get("provenance") or {})
     for text in (*com.disagreement(result), judged, *notes, f"files: {result['folder']}"):
         if text:

@@ -22,11 +22,18 @@ if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
     from gzcli.store.run_folder import Run
 
-LABELLED = "°"  # marks what needs a run that was trained with labels
+NEEDS_LABELS = "°"  # marks what needs a run that was trained with labels
 _WHAT = ("models", "data", "recipes", "runs", "pretrained")
-COLUMNS = ("run", "name", "state", "step", "best", "curve", "time", "size", "params", "made")
-SPARE = ("params", "made", "size", "curve", "state", "name")  # omitted first if a table is too wide
-NARROWEST, WIDEST = 40, 100  # columns of a page
+RUN_COLUMNS = ("run", "name", "state", "step", "best", "curve", "time", "size", "params", "made")
+DISPENSABLE_COLUMNS = (
+    "params",
+    "made",
+    "size",
+    "curve",
+    "state",
+    "name",
+)  # omitted first if a table is too wide
+MIN_PAGE_COLUMNS, MAX_PAGE_COLUMNS = 40, 100  # columns of a page
 
 
 def _a_family(ctx: typer.Context, incomplete: str) -> Iterable[str]:
@@ -84,7 +91,7 @@ def show(model: _ShownModel, options: _Options = False, sets: opt.Sets = None) -
     from gzcli.docs.page import as_markdown, as_text, page_of
 
     page = page_of(model, sets or ())
-    columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
+    columns = max(MIN_PAGE_COLUMNS, min(MAX_PAGE_COLUMNS, shutil.get_terminal_size().columns))
     out.text(as_text(as_markdown(page, full=options), columns))
     if not options:
         count = sum(len(group.options) for group in page.groups)
@@ -131,12 +138,13 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
         cells = []
         for card, row in rows:
             more = [can for can in card.can if can != "sample"]  # which every model can
-            marked = " ".join(f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in more)
+            marked = " ".join(f"{can}{NEEDS_LABELS}" if can in card.unlabelled_lack else can for can in more)
             cells.append((row["name"], row["about"], marked, card.family, card.paper))
         out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for card, _ in rows):
             out.hint(
-                f"{LABELLED} marks capabilities that need a run trained with `--set model.conditional=true`"
+                f"{NEEDS_LABELS} marks capabilities that need a run trained with "
+                "`--set model.conditional=true`"
             )
     out.info(model_count(sum(map(len, by_family.values())), len(others)))
     if short:
@@ -288,8 +296,8 @@ def table_of_runs(
         alias = " ".join(filter(None, (row["alias"], added))) or None
         cells = {**row, **in_words(row), "run": name, "name": alias}
         cells["step"] = f"{step}/{steps}" if unfinished else step
-        lines.append([cells[column] for column in COLUMNS])
-    out.table(COLUMNS, lines, spare=SPARE, wide=wide, to_stderr=to_stderr)
+        lines.append([cells[column] for column in RUN_COLUMNS])
+    out.table(RUN_COLUMNS, lines, spare=DISPENSABLE_COLUMNS, wide=wide, to_stderr=to_stderr)
 
 
 def names_of(chosen: Sequence[Run], *, wide: bool = False, to_stderr: bool = False) -> list[str]:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     Options = Mapping[str, Param | Rule]
 
-Row = Sequence[str]
-EXTENDED = ("sample", "ood")  # verbs to whose options a model adds
-MOST = 6  # up to so many labels are all named
-PLAIN = (bool, int, float, str, list, tuple, type(None))  # types of values that a help shows
+OptionRow = Sequence[str]
+EXTENDED_VERBS = ("sample", "ood")  # verbs to whose options a model adds
+MAX_LABELS_NAMED = 6  # up to so many labels are all named
+SHOWN_TYPES = (bool, int, float, str, list, tuple, type(None))  # types of values that a help shows
 STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
@@ -39,9 +39,9 @@ def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
 
 def values_of(annotation: str) -> list[str]:
     """The values of a Literal type, as written on the command line; [] for any other type."""
-    from gzcli.recipe.schema import listed
+    from gzcli.recipe.schema import literal_values
 
-    return [written(value) for value in listed(annotation)]
+    return [written(value) for value in literal_values(annotation)]
 
 
 def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
@@ -97,7 +97,7 @@ def complete_option(verb: str, typed: Mapping[str, Any]) -> dict[str, str]:
     from gzcli.models.catalog import option_texts
     from gzcli.recipe.resolve import card_for
 
-    card = card_for(word_of(typed)) if verb in EXTENDED else None
+    card = card_for(word_of(typed)) if verb in EXTENDED_VERBS else None
     if card is None:
         return {}
     do = typed.get("do")
@@ -109,7 +109,7 @@ def complete_value(verb: str, typed: Mapping[str, Any], option: str, incomplete:
     """The values of one of the model's options, or of `--set`."""
     from gzcli.recipe.resolve import card_for
 
-    if verb not in EXTENDED:
+    if verb not in EXTENDED_VERBS:
         return []
     if option == "--set":
         return settings(word_of(typed), typed.get("data"), incomplete, section=verb)
@@ -172,7 +172,7 @@ def show_help(argv: Sequence[str]) -> None:
     from gzcli.recipe.resolve import recipe_for
 
     verb, *words = [word for word in argv if not word.startswith("-")] or [""]
-    recipe = recipe_for(words[0]) if words and verb in ("train", *EXTENDED) else None
+    recipe = recipe_for(words[0]) if words and verb in ("train", *EXTENDED_VERBS) else None
     if recipe is None:
         return
     from rich.console import Console
@@ -190,13 +190,13 @@ def show_help(argv: Sequence[str]) -> None:
         Console().print(Panel(grid, title=heading, title_align="left", border_style="dim"))
 
 
-def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable[Row]]]:
+def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable[OptionRow]]]:
     """For each panel: a title with a placeholder for the model's name, and rows of name, value and text."""
     from gzcli.models.catalog import card
 
     part = recipe.parts[-1]
     model = card(part.model)
-    rows = list(options(verb, model, part)) if verb in EXTENDED else []
+    rows = list(options(verb, model, part)) if verb in EXTENDED_VERBS else []
     if verb == "train":
         yield "Keys of {}: --set KEY=VALUE", keys(recipe)
         of_pictures = "--set data.size=32 --set 'data.augment=[hflip]'"
@@ -221,7 +221,7 @@ def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable
     yield "Examples", [(f"gz {line}".replace("{}", word),) for line in lines]
 
 
-def options(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
+def options(verb: str, model: ModelCard, part: Part) -> Iterator[OptionRow]:
     """A row for each option that the model adds to a verb."""
     from gzcli.models.catalog import option_texts
     from gzcli.recipe.schema import parse, words
@@ -230,21 +230,21 @@ def options(verb: str, model: ModelCard, part: Part) -> Iterator[Row]:
     for name, param in options_of(verb, model).items():
         choices = " ".join(values_of(param.annotation)) or words(parse(param.annotation))
         value = values.get(name, param.default)
-        default = f" [default: {written(value)}]" if isinstance(value, PLAIN) else ""
+        default = f" [default: {written(value)}]" if isinstance(value, SHOWN_TYPES) else ""
         yield flag(name), choices, texts.get(name, "") + default
 
 
-def keys(recipe: Recipe) -> Iterator[Row]:
-    from gzcli.recipe.describe import texts
+def keys(recipe: Recipe) -> Iterator[OptionRow]:
+    from gzcli.recipe.describe import key_texts
 
-    docs = texts(recipe)
+    docs = key_texts(recipe)
     for key, (value, choices) in keys_of(recipe).items():
         if "model" in key.split(".")[:-1] and not key.endswith(".name"):
             more = f" [{' '.join(choices)}]" if choices else ""
-            yield key, written(value) if isinstance(value, PLAIN) else "", docs.get(key, "") + more
+            yield key, written(value) if isinstance(value, SHOWN_TYPES) else "", docs.get(key, "") + more
 
 
-def scores(model: ModelCard, part: Part) -> Iterator[Row]:
+def scores(model: ModelCard, part: Part) -> Iterator[OptionRow]:
     """A row for each score; the recipe's own are marked."""
     from gzcli.recipe.schema import score_names
 
@@ -255,19 +255,19 @@ def scores(model: ModelCard, part: Part) -> Iterator[Row]:
     yield "all", "", "all scores above"
 
 
-def labels(word: str, model: ModelCard, part: Part) -> Row:
+def labels(word: str, model: ModelCard, part: Part) -> OptionRow:
     """Rows that show whether the model takes labels, and which."""
     if not part.options.get("conditional"):
         advice = "to train with labels, use `--set model.conditional=true`"
         return "none", "", advice if "conditional" in model.can else "the model takes no labels"
     classes = labels_of(word, None)
     of_set = "of the training data; a list such as A,B assigns them in turn"
-    if len(classes) > MOST:
+    if len(classes) > MAX_LABELS_NAMED:
         return f"{classes[0]} to {classes[-1]}", "", f"{len(classes):,} classes {of_set}"
     return " ".join(classes) or "a class", "", of_set
 
 
-def applied(model: ModelCard, name: str) -> Row:
+def applied(model: ModelCard, name: str) -> OptionRow:
     """Rows for an application and its options."""
     takes = [flag(option) for option in model.do[name]]
     takes += ["--mask"] if name in model.masked else []

@@ -18,10 +18,10 @@ from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.model_options import a_score, flag
 from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, page_of, with_report
-from gzcli.core.errors import FLAGGED, UsageError
+from gzcli.core.errors import FLAGGED_CODE, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.data.sets.registry import is_set, slug
-from gzcli.metrics.alarms.methods import DEFAULT, METHODS
+from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS
 from gzcli.store import claims
 from gzcli.store.paths import user_dir
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SETTINGS = jobs.OWN_OPTIONS
 
 _JUDGE_HELP = (
-    f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: `{DEFAULT}`."
+    f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: `{DEFAULT_METHOD}`."
 )
 _Judge = Annotated[str | None, opt.argument("MODEL|RUN|METHOD", _JUDGE_HELP, opt.a_judge)]
 _IN_HELP = "In-distribution data set, scored on its test split. Default: the run's data set."
@@ -233,7 +233,7 @@ def show_dry(request: Request) -> None:
         ("images", estimate.images),
         ("time", estimate.time),
     ):
-        out.text("\n".join(out.fitted(text, f"{label:<9}")))
+        out.text("\n".join(out.wrapped_text(text, f"{label:<9}")))
     for note in estimate.notes:
         out.info(note)
     out.data({"in": job.ins, "against": against, "by": estimate.by, **estimate.facts})
@@ -278,4 +278,4 @@ def finish(result: dict[str, Any], folder: Path, request: Request, report: Path 
     end([summary, took()], [*(page_of(result, folder) if "results" in result else []), then])
     out.data(result)
     if fail and (result["flagged"] or result["unreadable"]):
-        raise SystemExit(FLAGGED)
+        raise SystemExit(FLAGGED_CODE)

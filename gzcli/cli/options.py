@@ -22,10 +22,10 @@ from gzcli.store.paths import recipe_names
 PROGRAMS = ("gz", "gzcli")  # what the command is called
 SHELLS = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}  # with the files of their completions
 # (context of the command line, beginning of a word) → candidates for its completion
-Words = Callable[[typer.Context, str], Iterable[str]]
+Completions = Callable[[typer.Context, str], Iterable[str]]
 Verb = Callable[..., None]
 # options with one purpose and different names, by verb
-SAME = (
+SAME_OPTIONS = (
     ("--budget", "--minutes", "--steps", "--epochs"),
     ("--data", "--in"),
     ("--dtype", "--precision"),
@@ -36,7 +36,12 @@ SAME = (
 
 
 def option(
-    words: str, help: str = "", *, complete: Words | Iterable[str] | None = None, panel: str = "", **more: Any
+    words: str,
+    help: str = "",
+    *,
+    complete: Completions | Iterable[str] | None = None,
+    panel: str = "",
+    **more: Any,
 ) -> Any:
     """A Typer option. `words` are its names and the placeholder of its value: `--seed S`."""
     names = [word for word in words.split() if word.startswith("-")]
@@ -45,7 +50,9 @@ def option(
     return typer.Option(*names, metavar=metavar or None, help=help, **more)
 
 
-def argument(metavar: str, help: str = "", complete: Words | Iterable[str] | None = None, **more: Any) -> Any:
+def argument(
+    metavar: str, help: str = "", complete: Completions | Iterable[str] | None = None, **more: Any
+) -> Any:
     more["autocompletion"] = completer(complete, metavar)
     return typer.Argument(metavar=metavar, help=help or None, **more)
 
@@ -79,7 +86,7 @@ def with_flags(parameter: str, helps: Mapping[str, str]) -> Callable[[Verb], Ver
 # --- completion: the beginning of a word → the words that complete it ---
 
 
-def completer(words: Words | Iterable[str] | None, metavar: str) -> Any:
+def completer(words: Completions | Iterable[str] | None, metavar: str) -> Any:
     """A completion function for Typer. In a list such as `M[,M…]`, it completes the last item."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -153,7 +160,7 @@ def meant(option: str, verb: Any, *others: str, refused: Collection[str] = ()) -
     refused: options that the rest of the command line excludes."""
     opts = [name for param in verb.params for name in param.opts] if verb else []
     names = [name for name in opts if name.startswith("-") and name not in refused]
-    same = (name for group in SAME if option in group for name in group if name in names)
+    same = (name for group in SAME_OPTIONS if option in group for name in group if name in names)
     name = next(same, None)
     return f"did you mean `{name}`?" if name else did_you_mean(option, [*others, *names])
 

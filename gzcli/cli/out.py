@@ -20,9 +20,9 @@ from gzcli.core.errors import GzError
 from gzcli.core.streams import in_a_line, room, wrapped
 
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
-ELSEWHERE = "see `--wide` or `--json`"  # the columns that did not fit
-GAP, NARROW = "  ", 24
-UNREAD = 128 + 13  # the exit code if nobody reads stdout any longer, as after `| head`
+HIDDEN_COLUMNS_NOTE = "see `--wide` or `--json`"  # the columns that did not fit
+COLUMN_GAP, MIN_COLUMN_WIDTH = "  ", 24
+BROKEN_PIPE_CODE = 128 + 13  # the exit code if nobody reads stdout any longer, as after `| head`
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 # Marks of the beginning of each style and of the end of any in a text before it is written. They are no
 # characters, so that only gz itself can colour a text, and no sequence in a name reaches a terminal.
@@ -90,10 +90,10 @@ def table(
     *,
     spare: Sequence[str] | Mapping[str, str] = (),
     wrap: Sequence[str] = (),
-    narrow: int = NARROW,
+    narrow: int = MIN_COLUMN_WIDTH,
     wide: bool = False,
     to_stderr: bool = False,
-    elsewhere: str = ELSEWHERE,
+    elsewhere: str = HIDDEN_COLUMNS_NOTE,
 ) -> None:
     """Human mode: prints the lines of a table that fit the terminal, under a bold head. JSON mode: nothing.
 
@@ -118,7 +118,7 @@ def width() -> int:
     return min(80, room(sys.stderr) or 80)
 
 
-def fitted(text: str, head: str = "") -> list[str]:
+def wrapped_text(text: str, head: str = "") -> list[str]:
     """The text, wrapped to fit stderr, below a heading."""
     return wrapped(text, head, width())
 
@@ -206,7 +206,7 @@ def table_lines(
     rows: Sequence[Sequence[Any]],
     spare: Sequence[str] = (),
     wrap: Sequence[str] = (),
-    narrow: int = NARROW,
+    narrow: int = MIN_COLUMN_WIDTH,
     room: int | None = None,
 ) -> tuple[list[str], list[str]]:
     """The lines of a table that fit `room` columns (None for any width), and the headings of the omitted
@@ -242,7 +242,7 @@ def table_lines(
         for n in range(max(map(len, parts.values()))):
             texts = {i: "".join(part[n : n + 1]) for i, part in parts.items()}
             fitted = (t.rjust(widths[i]) if i in right else t.ljust(widths[i]) for i, t in texts.items())
-            lines.append(GAP.join(fitted).rstrip())
+            lines.append(COLUMN_GAP.join(fitted).rstrip())
     return lines, hidden
 
 
@@ -268,7 +268,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
-    return sum(widths[i] for i in shown) + len(GAP) * (len(shown) - 1)
+    return sum(widths[i] for i in shown) + len(COLUMN_GAP) * (len(shown) - 1)
 
 
 # --- colour, and what reaches a stream ---
@@ -313,7 +313,7 @@ def _put(stream: TextIO, string: str) -> None:
             return
         configure(lost=True)
         if isinstance(e, BrokenPipeError):
-            raise SystemExit(UNREAD) from None
+            raise SystemExit(BROKEN_PIPE_CODE) from None
         raise
 
 

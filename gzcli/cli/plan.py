@@ -28,7 +28,7 @@ from gzcli.recipe.yaml import flow
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
-MINUTES = 60  # minutes for which the plan prints the steps
+PLAN_MINUTES = 60  # minutes for which the plan prints the steps
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     if hint := forecast.memory_hint(outlook.models, plan, forecast.memory_of(plan)):
         out.hint(hint)
     less = "to save time, use `--scale small`, `--minutes 60` or a GPU"
-    start_or_not(outlook.seconds, most=forecast.WEEK, span="a week", ways=less, yes=yes)
+    start_or_not(outlook.seconds, most=forecast.LONG_PLAN_SECONDS, span="a week", ways=less, yes=yes)
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
@@ -124,7 +124,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
     launch = show(path, plan)
     lines = [*in_lines(outlook, memory), ("needs", ", ".join(lacking) or "no downloads")]
     for label, text in (*(("start", line) for line in starts(start.request)), *lines):
-        out.text("\n".join(out.fitted(text, f"{label:<8}")))
+        out.text("\n".join(out.wrapped_text(text, f"{label:<8}")))
     on = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
     out.text(f"run     {'resumes ' if run else ''}{path}")
     processes = f"{plan.processes} process{'' if plan.processes == 1 else 'es'}"
@@ -145,7 +145,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
         out.hint(hint)
     of_recipe = {"recipe": tree, "origin": origin, "data": asdict(facts), "needs": lacking}
     of_start = {"run": path, "resume": run is not None, "processes": plan.processes, "gpus": plan.gpus}
-    out.data({**figures(outlook), **of_recipe, **of_start, "launch": launch})
+    out.data({**plan_figures(outlook), **of_recipe, **of_start, "launch": launch})
 
 
 def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
@@ -163,7 +163,7 @@ def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
     return tree, origin
 
 
-def figures(outlook: Outlook) -> dict[str, Any]:
+def plan_figures(outlook: Outlook) -> dict[str, Any]:
     """The forecast for scripts, in total and for each model."""
     models = outlook.models
     flops = together([one.flops for one in models])
@@ -206,7 +206,7 @@ def show_sampling(
     of one."""
     for run, n, cost in rows:
         images = counted(n, "image") if n else "one image per input image"
-        for line in out.fitted(f"{run.id}: {images}, {cost.of_samples(n)}"):
+        for line in out.wrapped_text(f"{run.id}: {images}, {cost.of_samples(n)}"):
             out.text(line)
     seconds = together([cost.seconds(n) if n else None for _, n, cost in rows])
     for text in further:
@@ -247,7 +247,7 @@ def in_short(outlook: Outlook) -> list[str]:
         for part in outlook.recipe.parts
         for key, text in additions(part.options).items()
     ]
-    return [scale + _set(outlook), *(line for line in out.fitted(words) if line), *added]
+    return [scale + _set(outlook), *(line for line in out.wrapped_text(words) if line), *added]
 
 
 def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
@@ -301,8 +301,8 @@ def _time(one: Forecast) -> str:
     if one.part.train.minutes:
         return f"{about(60 * one.part.train.minutes)}; gz measures at the start how many steps fit"
     here = f"about {about(one.seconds)} here" if one.seconds else "unknown here"
-    steps = one.steps_in(MINUTES)
-    return here + _on_h100s([one]) + (f"; `--minutes {MINUTES}` makes {steps:,} steps" if steps else "")
+    steps = one.steps_in(PLAN_MINUTES)
+    return here + _on_h100s([one]) + (f"; `--minutes {PLAN_MINUTES}` makes {steps:,} steps" if steps else "")
 
 
 def _on_h100s(forecasts: Sequence[Forecast]) -> str:

@@ -37,7 +37,7 @@ def show(
 ) -> None:
     """Print a recipe and the meaning of its keys. `--data`, `--set` and `--resolved` print every key."""
     from gzcli.launch.launcher import usable_gpus
-    from gzcli.recipe.describe import WIDTH, annotated, texts
+    from gzcli.recipe.describe import PAGE_COLUMNS, annotated, key_texts
     from gzcli.recipe.files import show as text_of
     from gzcli.recipe.resolve import resolve
 
@@ -51,8 +51,8 @@ def show(
         if as_file:  # `gz recipe check` reports its mistakes
             return
         raise
-    tree, docs = result.tree(), texts(result)
-    width = min(WIDTH, out.room(sys.stdout) or WIDTH)
+    tree, docs = result.tree(), key_texts(result)
+    width = min(PAGE_COLUMNS, out.room(sys.stdout) or PAGE_COLUMNS)
     if as_file:
         every = annotated(tree, docs, width - len("# ")).splitlines()
         out.text("\n".join(["", "# Every key with its resolved value and its meaning:", "#"]))

@@ -48,8 +48,8 @@ _Keep = Annotated[int | None, option("--keep K", _KEEP_HELP, min=0)]
 _Unfinished = Annotated[bool, option("--unfinished", "Remove unfinished runs.")]
 
 Row = Sequence[Any]
-FACTS = ("name", "state", "step", "best", "at step", "curve", "time", "params", "memory", "size", "made")
-NARROW = 18  # minimum width of a run's column in a table of several runs
+RUN_FACTS = ("name", "state", "step", "best", "at step", "curve", "time", "params", "memory", "size", "made")
+MIN_RUN_WIDTH = 18  # minimum width of a run's column in a table of several runs
 # keys that do not affect the training: a description, a parameter count, and the devices of a run
 NOT_TRAINED = ("about", "params", "launch.")
 
@@ -102,7 +102,7 @@ def compare(runs: _Any, wide: opt.Wide = False) -> None:
     if not differ:
         out.info("their recipes are identical")
     if alone := len(differ) - len(several):
-        out.info(f"omitted: {counted(alone, 'key')} that only some runs have ({out.ELSEWHERE})")
+        out.info(f"omitted: {counted(alone, 'key')} that only some runs have ({out.HIDDEN_COLUMNS_NOTE})")
     with_figures = [{**row, "figures": last} for row, last in zip(rows, figures, strict=True)]
     out.data({"runs": with_figures, "differ": differ})
 
@@ -159,7 +159,7 @@ def ema(run: _Ref, length: _Length = None) -> None:
     source = _find(run)
     served = source.serving
     if source.state != "finished":
-        hint = store.WAIT if source.state == "running" else gz("train", source.id, resume=True)
+        hint = store.WAIT_HINT if source.state == "running" else gz("train", source.id, resume=True)
         raise MissingError(f"`{source.id}` is not finished ({source.state})", hint=hint)
     if not any(served.snapshots_folder.glob("[0-9]*.safetensors")):
         snapshots = {f"{served.in_owner}train.ema_snapshots": 20}
@@ -194,7 +194,7 @@ def push(
     from gzcli.metrics.metric import meanings
     from gzcli.store import hub
 
-    name = hub.name_of(repository)
+    name = hub.repository_name(repository)
     source = _find(run)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -328,7 +328,7 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
             more["step"] = f"{more['step']}; step {row['served']:,} is served"
         more["at step"] = f"{row['best']['step']:,}" if row["best"] else None
         columns.append({**row, **in_words(row), **more})
-    return [(key, *(column[key] for column in columns)) for key in FACTS]
+    return [(key, *(column[key] for column in columns)) for key in RUN_FACTS]
 
 
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -349,7 +349,7 @@ def side_by_side(names: Sequence[str], lines: Sequence[Row], *, wide: bool) -> N
     runs, tables, room = len(names), 1, None if wide else out.room(sys.stdout)
     if room is not None:
         first = max(len(line[0]) for line in lines)
-        cells = [min(max(len(str(line[i + 1])) for line in lines), NARROW) for i in range(runs)]
+        cells = [min(max(len(str(line[i + 1])) for line in lines), MIN_RUN_WIDTH) for i in range(runs)]
         widest = max(max(cell, len(name)) + 2 for cell, name in zip(cells, names, strict=True))
         tables = -(-runs // max(2, (room - first) // widest))
     for i in range(tables):
@@ -357,6 +357,6 @@ def side_by_side(names: Sequence[str], lines: Sequence[Row], *, wide: bool) -> N
         heads = ("", *(names[n] for n in part))
         rows = [(line[0], *(line[n + 1] for n in part)) for line in lines]
         rows = [row for row in rows if any(cell is not None for cell in row[1:])]
-        out.table(heads, rows, wrap=heads[1:], narrow=NARROW, wide=wide)
+        out.table(heads, rows, wrap=heads[1:], narrow=MIN_RUN_WIDTH, wide=wide)
         if i + 1 < tables:
             out.text("")

@@ -55,7 +55,7 @@ def sweep(
         if extra:
             time += f", about {about(extra)} to train a judge network of the data set"
             time += f"; total: about {about(seconds + extra)}"
-        for line in out.fitted(time, "time    "):
+        for line in out.wrapped_text(time, "time    "):
             out.text(line)
         shown = {"settings": plan.settings, "rounds": plan.rungs, "first": plan.first}
         return out.data(shown | {"judges_seconds": extra})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.jobs import end, name_of, quoted, took
-from gzcli.cli.league import DAY, in_parallel
+from gzcli.cli.league import LONG_LEAGUE_SECONDS, in_parallel
 from gzcli.cli.options import a_model, a_set, option
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import LaunchSection
@@ -71,7 +71,7 @@ def which(
         }
         return out.data(facts | {"parallel": parallel, "seconds": plan.seconds(parallel)})
     ways = "to save time, use fewer `--models`, or a smaller `--budget`"
-    start_or_not(plan.seconds(parallel), most=DAY, span="a day", ways=ways, yes=yes)
+    start_or_not(plan.seconds(parallel), most=LONG_LEAGUE_SECONDS, span="a day", ways=ways, yes=yes)
     mode = "quiet" if out.is_quiet() else "human"
     show_race(race.run(plan, at_once=at_once, say=out.info, mode=mode))
 
@@ -80,7 +80,7 @@ def in_words(race: Race, parallel: int) -> list[str]:
     """The models and the rounds of a race, in words."""
     rounds = " → ".join(f"{n} × {duration(seconds)}" for n, seconds in race.rounds)
     return [
-        *out.fitted(" ".join(race.models), f"{counted(len(race.models), 'model')}: "),
+        *out.wrapped_text(" ".join(race.models), f"{counted(len(race.models), 'model')}: "),
         f"rounds: {rounds}",
         f"training: about {about(race.budget)}; sampling and evaluation: up to {about(race.evaluation)}",
         f"total: up to {about(race.seconds(parallel))}{in_parallel(parallel)}",

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-INSTALL = "install a matching build of torch (see pytorch.org); then run `gz doctor`"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+INSTALL_HINT = "install a matching build of torch (see pytorch.org); then run `gz doctor`"
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 OTHER_GPUS = ("/dev/kfd", "/dev/nvhost-gpu", "/dev/dxg")  # AMD's, Jetson's, WSL's: no driver lists them
 
 
@@ -55,22 +55,24 @@ class Kind:
 
 _GAINS = {"fused": True, "channels_last": True, "compiled": True, "streams": True, "kernels": True}
 CUDA = Kind(40e12, 2.0, **_GAINS, backend="nccl")
-KINDS: Mapping[str, Kind] = {
+DEVICE_KINDS: Mapping[str, Kind] = {
     "cpu": Kind(40e9, 0.5, queued=False, shared=True, fused=True, fp16=False),
     "cuda": CUDA,
     "mps": Kind(1e12, shared=True, float64=False),
 }
-UNKNOWN = Kind(10e12, float64=False)
+UNKNOWN_KIND = Kind(10e12, float64=False)
 
 
-def kind_of(device: torch.device | str) -> Kind:
-    """The row of KINDS for a device such as `cuda:1`; UNKNOWN if it has none."""
-    return KINDS.get(device.partition(":")[0] if isinstance(device, str) else device.type, UNKNOWN)
+def device_kind(device: torch.device | str) -> Kind:
+    """The row of DEVICE_KINDS for a device such as `cuda:1`; UNKNOWN_KIND if it has none."""
+    return DEVICE_KINDS.get(
+        device.partition(":")[0] if isinstance(device, str) else device.type, UNKNOWN_KIND
+    )
 
 
 def batch_of(usual: int, device: torch.device) -> int:
     """How many images are drawn or scored together on a device."""
-    return int(usual * kind_of(device).batch)
+    return int(usual * device_kind(device).batch)
 
 
 # ---------------------------------------------------------------------------- GPUs without torch
@@ -96,7 +98,7 @@ class Gpus:
 
 def count_gpus() -> int:
     """The visible CUDA devices."""
-    visible = os.environ.get(VISIBLE)
+    visible = os.environ.get(VISIBLE_DEVICES)
     if visible is None:
         return installed_gpus()
     named = [d for d in visible.split(",") if d.strip() and d.strip() != "-1"]
@@ -121,7 +123,7 @@ def gpu_name() -> str:
 
 def gpu_memory() -> int | None:
     """Bytes of the smallest visible GPU; None if the driver does not report them."""
-    visible = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    visible = [name.strip() for name in os.environ.get(VISIBLE_DEVICES, "").split(",") if name.strip()]
     sizes = []
     for line in _nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"):
         index, uuid, memory = [*(cell.strip() for cell in line.split(",")), "", ""][:3]
@@ -180,8 +182,8 @@ def tried(most: int | None = None) -> Gpus:
         except Exception as e:
             if "out of memory" not in str(e):
                 return Gpus(there, i, f"{torch.cuda.get_device_name(i)}: {first_line(e)}")
-    visible = os.environ.get(VISIBLE)
-    named = f" (`{VISIBLE}={visible}`)" if visible else ""
+    visible = os.environ.get(VISIBLE_DEVICES)
+    named = f" (`{VISIBLE_DEVICES}={visible}`)" if visible else ""
     return Gpus(there, seen, "" if seen == there else f"it sees {seen}{named}")
 
 
@@ -195,7 +197,7 @@ def pick_device(launch: LaunchSection) -> torch.device:
     if (gpus := tried(1)).usable:
         return torch.device("cuda")
     if launch.gpus:
-        raise DeviceError(gpus.lack or "there is no GPU here", hint=INSTALL)
+        raise DeviceError(gpus.lack or "there is no GPU here", hint=INSTALL_HINT)
     if gpus.lack:
         warnings.warn(f"{gpus.lack}; using the CPU", stacklevel=2)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -216,7 +218,7 @@ def check_planned() -> None:
     import torch
 
     if os.environ.get("GZ_GPUS", "0") != "0" and not torch.cuda.is_available():
-        raise DeviceError(tried(1).lack or "there is no GPU here any longer", hint=INSTALL)
+        raise DeviceError(tried(1).lack or "there is no GPU here any longer", hint=INSTALL_HINT)
 
 
 def trains_on_cpu(gpus: int, processes: int) -> bool:
@@ -227,7 +229,7 @@ def trains_on_cpu(gpus: int, processes: int) -> bool:
 
 def environment(gpus: int, on_cpu: bool) -> dict[str, str]:
     """Environment variables for a process that trains on this number of CUDA devices."""
-    return {} if gpus else {**({"ACCELERATE_USE_CPU": "true"} if on_cpu else {}), VISIBLE: ""}
+    return {} if gpus else {**({"ACCELERATE_USE_CPU": "true"} if on_cpu else {}), VISIBLE_DEVICES: ""}
 
 
 def titles(gpus: Gpus) -> list[tuple[str, str]]:
@@ -283,7 +285,11 @@ def _library(device: torch.device) -> Any:
     has no such module."""
     import torch
 
-    return torch.get_device_module(device) if kind_of(device).queued and device.type in KINDS else None
+    return (
+        torch.get_device_module(device)
+        if device_kind(device).queued and device.type in DEVICE_KINDS
+        else None
+    )
 
 
 def synchronise(device: torch.device) -> None:
@@ -303,7 +309,7 @@ def clock(device: torch.device, kind: str = "wall") -> float:
 
 def clock_of(device: torch.device, kind: str) -> str:
     """The kind of clock for a device: "cpu" for a CPU, otherwise "wall"."""
-    return "cpu" if kind == "cpu" and not kind_of(device).queued else "wall"
+    return "cpu" if kind == "cpu" and not device_kind(device).queued else "wall"
 
 
 def empty_cache(device: torch.device) -> None:
@@ -329,7 +335,7 @@ class SideStream:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.stream = _library(device).Stream(device) if kind_of(device).streams else None
+        self.stream = _library(device).Stream(device) if device_kind(device).streams else None
 
     def started(self, work: Callable[[], T]) -> tuple[T, Any]:
         """The result of `work`, whose copies may still be running, and the event that marks their end."""

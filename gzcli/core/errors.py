@@ -12,9 +12,11 @@ import sys
 from collections.abc import Container, Iterable
 from importlib.util import find_spec
 
-from gzcli.core.hints import Hint, Part, advice
+from gzcli.core.hints import Hint, HintPart, advice
 
-FLAGGED = 6  # the exit code of `gz ood --input --fail` if an image is flagged or unreadable; not an error
+FLAGGED_CODE = (
+    6  # the exit code of `gz ood --input --fail` if an image is flagged or unreadable; not an error
+)
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
 
@@ -42,12 +44,12 @@ class GzError(Exception):
     # the key `event` of the error's line, for a verb that prints a line of JSON for each event
     event: str | None = None
 
-    def __init__(self, message: str, *, hint: str | Part | None = None):
+    def __init__(self, message: str, *, hint: str | HintPart | None = None):
         self.message = redacted(message)
         self.advise(hint)
         super().__init__(self.message)
 
-    def advise(self, hint: str | Part | None) -> None:
+    def advise(self, hint: str | HintPart | None) -> None:
         """Replaces the hint."""
         self.hint: Hint | None = advice(hint).mapped(redacted) if hint else None
 
@@ -91,23 +93,23 @@ class Interrupted(GzError):
 
     kind = "interrupted"
 
-    def __init__(self, message: str, *, signum: int, hint: str | Part | None = None):
+    def __init__(self, message: str, *, signum: int, hint: str | HintPart | None = None):
         super().__init__(message, hint=hint)
         self.code = 128 + signum
 
 
-PLACE = "use another path, or set `GZ_HOME` to a folder"
-SPACE = "free some space, or write to a larger disk; `GZ_HOME` moves the folders of gz"
+PLACE_HINT = "use another path, or set `GZ_HOME` to a folder"
+SPACE_HINT = "free some space, or write to a larger disk; `GZ_HOME` moves the folders of gz"
 # full or not writable
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 # of the process or the machine: no other file could be opened either
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+EXHAUSTED_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OPEN_FILES = "close other programs, or allow more open files, as by `ulimit -n 4096`"
 _RIGHTS = "use another path, or change its permissions; `GZ_HOME` moves the folders of gz"
 _SYSTEM = {  # error of a file or folder → what to do
-    errno.ENOSPC: SPACE,
-    errno.EDQUOT: SPACE,
-    errno.EFBIG: f"{SPACE}; `ulimit -f` shows the largest file that you may write",
+    errno.ENOSPC: SPACE_HINT,
+    errno.EDQUOT: SPACE_HINT,
+    errno.EFBIG: f"{SPACE_HINT}; `ulimit -f` shows the largest file that you may write",
     errno.EMFILE: _OPEN_FILES,
     errno.ENFILE: _OPEN_FILES,
     errno.ENOMEM: "free some memory, for example by closing other programs",
@@ -116,10 +118,10 @@ _SYSTEM = {  # error of a file or folder → what to do
     errno.EROFS: "use another path, or set `GZ_HOME` to a writable folder",
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
-    errno.ENOTDIR: f"a file has the name of a folder that gz needs: {PLACE}",
-    errno.EEXIST: f"the path is already in use: {PLACE}",
+    errno.ENOTDIR: f"a file has the name of a folder that gz needs: {PLACE_HINT}",
+    errno.EEXIST: f"the path is already in use: {PLACE_HINT}",
     errno.EISDIR: "a folder has the name of a file that gz needs: use another path",
-    errno.ELOOP: f"a link leads back to itself: {PLACE}",
+    errno.ELOOP: f"a link leads back to itself: {PLACE_HINT}",
 }
 # how libraries in Rust, such as safetensors, end the text of an error of the system
 _RUST = re.compile(r"\(os error (\d+)\)")

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 # verb → the function of Python that does the same
-CALLS = {verb: f"gzcli.{verb}" for verb in ("train", "sample", "ood", "bench", "which", "league", "sweep")}
-LISTS = {
+PYTHON_CALLS = {
+    verb: f"gzcli.{verb}" for verb in ("train", "sample", "ood", "bench", "which", "league", "sweep")
+}
+LIST_CALLS = {
     **dict.fromkeys(("list", "list models"), "gzcli.models()"),
     **dict.fromkeys(("data list", "list data"), "gzcli.datasets()"),
     **dict.fromkeys(("runs list", "list runs"), "gzcli.runs()"),
@@ -80,11 +82,11 @@ class Command:
         """The equivalent call; the command itself if Python has none."""
         if any(option.name in SHELL_ONLY for option in self.options):
             return self.shell
-        if listed := LISTS.get(" ".join([self.verb, *map(str, self.names)])):
+        if listed := LIST_CALLS.get(" ".join([self.verb, *map(str, self.names)])):
             return listed
         if self.verb == "ood" and any(option.name in ("input", "export") for option in self.options):
             return self._alarm()
-        call = CALLS.get(self.verb)
+        call = PYTHON_CALLS.get(self.verb)
         return f"{call}({self._words(*self.names, *self.options)})" if call else self.shell
 
     def _alarm(self) -> str:
@@ -113,7 +115,7 @@ class Hint(str):
         return Hint(change(self), change(self.python))
 
 
-Part = Command | Option | Hint
+HintPart = Command | Option | Hint
 
 
 def gz(verb: str, *names: Any, **options: Any) -> Command:
@@ -127,7 +129,7 @@ def setting(key: str, value: Any) -> Option:
     return Option("set", {key: value})
 
 
-def advice(template: str | Part, *parts: Part) -> Hint:
+def advice(template: str | HintPart, *parts: HintPart) -> Hint:
     """The hint of a command or an option alone, or of a text whose `{}` are replaced by such parts."""
     if isinstance(template, Hint):
         return template

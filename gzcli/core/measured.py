@@ -21,12 +21,12 @@ from typing import Any
 
 from gzcli.core.units import figure
 
-ROOT = Path(__file__).resolve().parents[1] / "docs" / "measured"
-ADDED = ROOT.parents[2] / ".github" / "rows"  # rows by others, only in a clone: SET/NAME.json
+MEASURED_FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measured"
+ADDED_ROWS = MEASURED_FOLDER.parents[2] / ".github" / "rows"  # rows by others, only in a clone: SET/NAME.json
 LIKELIHOODS = ("bpd", "nats")
-SHOWN = ("fd", "fd_second", "kid", "precision", "recall", "legible", *LIKELIHOODS)  # metrics on pages
-PARTS = ("_sd", "_excess", "_half")  # suffixes of columns about a metric
-CURVE = ("metric", "step", "seconds", "value")  # the columns of a curve
+PAGE_METRICS = ("fd", "fd_second", "kid", "precision", "recall", "legible", *LIKELIHOODS)  # metrics on pages
+COLUMN_SUFFIXES = ("_sd", "_excess", "_half")  # suffixes of columns about a metric
+CURVE_COLUMNS = ("metric", "step", "seconds", "value")  # the columns of a curve
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ReferenceRun:
     @property
     def curve(self) -> Curve | None:
         """The run's validation curve; None if it is not shipped."""
-        return read_curve(ROOT / self.data / self.scale / "curves" / f"{self.name}.csv")
+        return read_curve(MEASURED_FOLDER / self.data / self.scale / "curves" / f"{self.name}.csv")
 
     def stood_at(self, step: int, metric: str) -> str | None:
         """A sentence with the run's value at this step; None if there is none, or if its metric is another
@@ -86,25 +86,25 @@ def read_curve(path: Path) -> Curve | None:
 
 def places() -> Iterator[tuple[str, str]]:
     """(set, scale) of each shipped league, those with the longest trainings first."""
-    leagues = [(path.parent.parent.name, path.parent.name) for path in ROOT.glob("*/*/about.json")]
+    leagues = [(path.parent.parent.name, path.parent.name) for path in MEASURED_FOLDER.glob("*/*/about.json")]
     yield from sorted(leagues, key=lambda place: (-about(*place)["budget"], place))
 
 
 def about(data: str, scale: str) -> dict[str, Any]:
     """How a league was produced: commands, budget, seeds, commit, machine, versions, judges, metric,
     floor."""
-    facts: dict[str, Any] = json.loads((ROOT / data / scale / "about.json").read_text())
+    facts: dict[str, Any] = json.loads((MEASURED_FOLDER / data / scale / "about.json").read_text())
     return facts
 
 
 def standings(data: str, scale: str) -> list[dict[str, str]]:
     """The rows of a league's `summary.csv`, the best first."""
-    return rows_of(ROOT / data / scale / "summary.csv")
+    return rows_of(MEASURED_FOLDER / data / scale / "summary.csv")
 
 
-def league(data: str, scale: str) -> list[dict[str, str]]:
+def shipped_league(data: str, scale: str) -> list[dict[str, str]]:
     """The rows of a league's `league.csv`, one for each model and seed."""
-    return rows_of(ROOT / data / scale / "league.csv")
+    return rows_of(MEASURED_FOLDER / data / scale / "league.csv")
 
 
 def results() -> str:
@@ -124,14 +124,14 @@ def peers(data: str) -> list[dict[str, str]]:
     """The results of other packages' models, measured by gz. A row has the name, version, comparable `model`
     of gz, seconds, steps and machine of training, the number of samples, and the metrics of `summary.csv`.
     The simplest model of a set has no comparable model."""
-    return rows_of(ROOT / data / "peers.csv")
+    return rows_of(MEASURED_FOLDER / data / "peers.csv")
 
 
 def added(data: str) -> list[dict[str, str]]:
     """The rows that others added to the leagues of a set. A row has its author's name for it, the model, the
     title, the numbers of samples and parameters, sampler, temperature, and the metrics of `summary.csv`."""
     rows = []
-    for path in sorted((ADDED / data).glob("*.json")):
+    for path in sorted((ADDED_ROWS / data).glob("*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))["rows"][0]
         line = {"by": path.stem} | {key: row[key] for key in ("model", "title", "n", "params")}
         line |= {key: row["sample"].get(key) for key in ("sampler", "temperature")}
@@ -147,7 +147,7 @@ def detections() -> dict[tuple[str, str, str], str]:
     sets, and the length of the training. Each AUROC has its 95 % interval and the one that papers report."""
     facts: dict[tuple[str, str, str], str] = {}
     cells: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
-    rows = (row for path in ROOT.glob("*/ood.csv") for row in rows_of(path))
+    rows = (row for path in MEASURED_FOLDER.glob("*/ood.csv") for row in rows_of(path))
     for row in sorted(rows, key=lambda row: (row["in"], row["out"])):
         ends = [f"{float(row[f'auroc_{end}']):.3f}" for end in ("low", "high") if row[f"auroc_{end}"]]
         notes = filter(None, ["–".join(ends), row["paper_auroc"] and f"papers {row['paper_auroc']}"])
@@ -173,7 +173,7 @@ def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
     for name, value in row.items():
         if name.startswith(LIKELIHOODS) and kind is None:
             continue
-        if value and order(name) < len(SHOWN) and not name.endswith(PARTS):
+        if value and order(name) < len(PAGE_METRICS) and not name.endswith(COLUMN_SUFFIXES):
             excess, half = (row.get(f"{name}_excess{end}") for end in ("", "_half"))
             title = f"{name} ({kind}, unguided)" if kind and name.startswith(LIKELIHOODS) else name
             cells[title] = figure(float(value))
@@ -190,27 +190,29 @@ def order(name: str) -> int:
     """The position of a metric among those that pages show; their number for any other metric."""
     word = re.split(r"[@| /]", name)[0].removesuffix("_rot")  # of a judge that was trained on rotations
     words = (word, word.partition("_")[0] if word.startswith(("kid_", "precision_", "recall_")) else word)
-    return min((SHOWN.index(word) for word in words if word in SHOWN), default=len(SHOWN))
+    return min(
+        (PAGE_METRICS.index(word) for word in words if word in PAGE_METRICS), default=len(PAGE_METRICS)
+    )
 
 
 def parity() -> list[dict[str, str]]:
     """Comparisons of gz with published code: models, part, reference, version, largest difference."""
-    return rows_of(ROOT / "parity.csv")
+    return rows_of(MEASURED_FOLDER / "parity.csv")
 
 
 def costs(model: str) -> list[dict[str, str]]:
     """The cost of a recipe's trainings, by set and scale: parameters, operations and seconds."""
-    return [row for row in rows_of(ROOT / "costs.csv") if row["model"] == model]
+    return [row for row in rows_of(MEASURED_FOLDER / "costs.csv") if row["model"] == model]
 
 
 def picture(recipe: str, data: str, scale: str) -> Path:
     """The path of a reference run's image of samples; the file may be missing."""
-    return ROOT / data / scale / "samples" / f"{recipe}.png"
+    return MEASURED_FOLDER / data / scale / "samples" / f"{recipe}.png"
 
 
 def title(recipe: str, data: str, scale: str) -> str:
     """The title of the reference run in `picture`, that of the model's first seed. It names the guidance."""
-    titles = (row["title"] for row in league(data, scale) if row["model"] == recipe)
+    titles = (row["title"] for row in shipped_league(data, scale) if row["model"] == recipe)
     return next(filter(None, titles), recipe)
 
 

@@ -15,18 +15,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-ROUNDS = 10
+PHILOX_ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 KEY_STEPS = 0x9E3779B9, 0xBB67AE85
-WORD = 0xFFFFFFFF  # the lower 32 bits
+WORD_MASK = 0xFFFFFFFF  # the lower 32 bits
 GOLDEN = 0x9E3779B9  # 2³² (√5 − 1) / 2, rounded to an odd number
-CACHED = 32_768  # blocks a thread computes at once on a CPU, whose intermediates stay in its cache
-MOST = 2**22  # blocks that a GPU computes at once: 32 MiB for each intermediate
+CACHED_BLOCKS = 32_768  # blocks a thread computes at once on a CPU, whose intermediates stay in its cache
+MAX_BLOCKS_AT_ONCE = 2**22  # blocks that a GPU computes at once: 32 MiB for each intermediate
 
-Words = tuple[Tensor, Tensor, Tensor, Tensor]
+Counter = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox(counters: Tensor, key: tuple[int, int]) -> Words:
+def philox(counters: Tensor, key: tuple[int, int]) -> Counter:
     """The four 32-bit words, int64 in 0 … 2³² − 1, of each of n counters.
 
     counters: int64 [6, n], overwritten: four words of the counters, and two rows for intermediates. The
@@ -34,29 +34,29 @@ def philox(counters: Tensor, key: tuple[int, int]) -> Words:
     key: the two 32-bit words of the key.
     """
     c0, c1, c2, c3, p0, p1 = counters
-    for i in range(ROUNDS):
-        k0, k1 = ((k + i * step) & WORD for k, step in zip(key, KEY_STEPS, strict=True))
+    for i in range(PHILOX_ROUNDS):
+        k0, k1 = ((k + i * step) & WORD_MASK for k, step in zip(key, KEY_STEPS, strict=True))
         # int64 products wrap, so all 64 bits of an unsigned product are right; `>>` copies the sign
         torch.mul(c0, MULTIPLIERS[0], out=p0)
         torch.mul(c2, MULTIPLIERS[1], out=p1)
-        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(WORD)
-        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(WORD)
+        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(WORD_MASK)
+        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(WORD_MASK)
         c1, c3, p0, p1 = p1, p0, c3, c1
-    return c0, c1.bitwise_and_(WORD), c2, c3.bitwise_and_(WORD)
+    return c0, c1.bitwise_and_(WORD_MASK), c2, c3.bitwise_and_(WORD_MASK)
 
 
-def normal(words: Words) -> Words:
+def normal(words: Counter) -> Counter:
     """Four standard normal numbers in fp32, by Box and Muller's method."""
     return *_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])
 
 
-def uniform(words: Words) -> Words:
+def uniform(words: Counter) -> Counter:
     """Four numbers in [0, 1) in fp32, multiples of 2⁻²⁴."""
     w0, w1, w2, w3 = (_unit(word) for word in words)
     return w0, w1, w2, w3
 
 
-def below(high: int) -> Callable[[Words], Words]:
+def below(high: int) -> Callable[[Counter], Counter]:
     """Returns a function that turns four words w into integers in 0 … high − 1, ⌊w · high / 2³²⌋.
 
     The probabilities of any two integers differ by less than 2⁻³² (Lemire 2019).
@@ -64,7 +64,7 @@ def below(high: int) -> Callable[[Words], Words]:
     high: 2³¹ at most.
     """
 
-    def integers(words: Words) -> Words:
+    def integers(words: Counter) -> Counter:
         w0, w1, w2, w3 = ((word * high).bitwise_right_shift_(32) for word in words)
         return w0, w1, w2, w3
 
@@ -72,7 +72,12 @@ def below(high: int) -> Callable[[Words], Words]:
 
 
 def draw(
-    seed: int, call: int, images: Tensor, count: int, numbers: Callable[[Words], Words], dtype: torch.dtype
+    seed: int,
+    call: int,
+    images: Tensor,
+    count: int,
+    numbers: Callable[[Counter], Counter],
+    dtype: torch.dtype,
 ) -> Tensor:
     """[n, count] random numbers on the device of `images`, computed in parts to save memory.
 
@@ -83,9 +88,9 @@ def draw(
     numbers: turns the four words of a block into four numbers.
     dtype: dtype of the result.
     """
-    key, blocks, device = (seed & WORD, (seed >> 32) & WORD), math.ceil(count / 4), images.device
+    key, blocks, device = (seed & WORD_MASK, (seed >> 32) & WORD_MASK), math.ceil(count / 4), images.device
     out = torch.empty(len(images), 4, blocks, dtype=dtype, device=device)
-    most = CACHED * torch.get_num_threads() if device.type == "cpu" else MOST
+    most = CACHED_BLOCKS * torch.get_num_threads() if device.type == "cpu" else MAX_BLOCKS_AT_ONCE
     width = max(1, min(blocks, most))
     height = min(len(images), most // width)
     memory = torch.empty(6 * height * width, dtype=torch.int64, device=device)
@@ -96,7 +101,7 @@ def draw(
             counters = memory[: 6 * len(part) * (right - left)].view(6, len(part), right - left)
             counters[0] = torch.arange(left, right, device=device)
             counters[1] = call
-            counters[2], counters[3] = part & WORD, part >> 32
+            counters[2], counters[3] = part & WORD_MASK, part >> 32
             for w, word in enumerate(numbers(philox(counters, key))):
                 out[top : top + height, w, left:right] = word
     return out.flatten(1)[:, :count].contiguous()
@@ -113,7 +118,7 @@ def spread(seed: int, call: int, images: Tensor) -> Tensor:
     seed, call, images: as in `draw`.
     """
     start = draw(seed, call, images.new_zeros(1), 1, uniform, torch.get_default_dtype())[0]
-    return (start + _unit(images * GOLDEN & WORD)).remainder(1)
+    return (start + _unit(images * GOLDEN & WORD_MASK)).remainder(1)
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def rejoin(device: str) -> None:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = torch.distributed.TCPStore(host, port, count, is_master=False)
     devices.use_of_rank(device)
-    backend = devices.kind_of(device).backend
+    backend = devices.device_kind(device).backend
     names = torch.distributed.PrefixStore(f"restart {again}", store)
     torch.distributed.init_process_group(backend, store=names, rank=index, world_size=count)
 
@@ -126,7 +126,7 @@ def sharing(module: nn.Module) -> int:
     return world() if module.training else 1
 
 
-def mean(t: Tensor, module: nn.Module) -> Tensor:
+def mean_over_ranks(t: Tensor, module: nn.Module) -> Tensor:
     """The mean of a statistic of `module` over the ranks that share it, without gradient."""
     count = sharing(module)
     return t if count == 1 else total(t.detach().clone()) / count

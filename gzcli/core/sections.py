@@ -19,11 +19,16 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # minutes on one core, an hour on two, a day on a GPU, the paper's training
 SCALES = ("tiny", "small", "full", "paper")
 
-MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
+MEETING_KEYS = (
+    "machines",
+    "machine_rank",
+    "main_ip",
+    "main_port",
+)  # where processes of several machines meet
 
 # Old name → new name of a key, by section, and of an application's options as `do`: older recipes, runs,
 # images and command lines are read by the new name.
-RENAMED: Mapping[str, Mapping[str, str]] = {
+RENAMED_KEYS: Mapping[str, Mapping[str, str]] = {
     "model": {"sde": "process"},
     "sample": {"solver": "sampler"},
     "do": {"steps": "frames"},
@@ -66,11 +71,11 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
 # What keys mean, which a resolved recipe notes. In runs that note nothing it is 1: shares of the way to noise
 # are of a model's own time (`strength`, `interval`, the levels of scores). In 2 they are of the noise itself.
 # Up to 2 `clip` and `skip` are of the gradient of a loss of an image; in 3, of its loss per dimension.
-FORMAT = 3
+RECIPE_FORMAT = 3
 PER_DIMENSION = 3  # the format from which losses that are sums have gradients per dimension
 
 # Options that became constants, by model: older recipes and runs that hold the constant's value are read.
-FIXED: Mapping[str, Mapping[str, float | str]] = {
+FIXED_KEYS: Mapping[str, Mapping[str, float | str]] = {
     **{name: {"label_dim": 32} for name in ("aae", "cvae", "hvae", "vae")},
     **{name: {"class_weight": 1.0} for name in ("flow", "flowpp", "glow", "realnvp")},
     "controlnet": {"edge_sigma": 1.0},
@@ -86,7 +91,7 @@ def _tracked(launch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Removed keys by section, with the keys that replace them, so that older recipes and runs can be read.
-GONE: Mapping[str, Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+GONE_KEYS: Mapping[str, Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "launch": {"wandb": _tracked},
     "sample": {"naive": lambda sample: {}},  # they were slower, with the same images
 }
@@ -94,7 +99,7 @@ GONE: Mapping[str, Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] 
 
 def without_gone(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """A section of a recipe without keys that gz no longer has."""
-    gone = {key: now for key, now in GONE.get(section, {}).items() if key in keys}
+    gone = {key: now for key, now in GONE_KEYS.get(section, {}).items() if key in keys}
     replaced = [now(keys) for now in gone.values()]
     rest = {key: value for key, value in keys.items() if key not in gone}
     return {**rest, **{key: value for more in replaced for key, value in more.items()}}
@@ -103,7 +108,7 @@ def without_gone(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
 def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's section `model` without options that have become constants. Raises UsageError if such an
     option has a different value."""
-    fixed = FIXED.get(canonical(str(model.get("name"))), {})
+    fixed = FIXED_KEYS.get(canonical(str(model.get("name"))), {})
     for key in fixed.keys() & model.keys():
         if model[key] != fixed[key]:
             constant = fixed[key] if isinstance(fixed[key], str) else f"{fixed[key]:g}"
@@ -113,9 +118,11 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed(key: str, options: Container[str], *sections: str) -> str:
-    """The current name of an option, looked up in some sections of RENAMED and SYNONYMS. `options` are the
-    existing names: the new name is returned only if they contain it and not the old one."""
-    names = (table.get(section, {}).get(key, key) for table in (RENAMED, SYNONYMS) for section in sections)
+    """The current name of an option, looked up in some sections of RENAMED_KEYS and SYNONYMS. `options` are
+    the existing names: the new name is returned only if they contain it and not the old one."""
+    names = (
+        table.get(section, {}).get(key, key) for table in (RENAMED_KEYS, SYNONYMS) for section in sections
+    )
     return key if key in options else next((name for name in names if name in options), key)
 
 
@@ -322,7 +329,7 @@ class LaunchSection:
 
     def alone(self) -> LaunchSection:
         """The section without the settings of several machines."""
-        nowhere: dict[str, Any] = dict.fromkeys(MEETING)
+        nowhere: dict[str, Any] = dict.fromkeys(MEETING_KEYS)
         return replace(self, **nowhere)
 
 
@@ -336,7 +343,7 @@ SECTIONS: Mapping[str, type] = {
 }
 
 
-def plain(section: Any) -> dict[str, Any]:
+def plain_values(section: Any) -> dict[str, Any]:
     """The section as plain values for YAML and JSON, with the model's own keys among the others."""
     values = lists(asdict(section))
     for f in fields(section):
@@ -414,7 +421,7 @@ class Part:
     about: str = ""
     scale: Literal["tiny", "small", "full", "paper"] | None = None
     seed: int = ranged(0, "0 … 9,007,199,254,740,991")
-    format: int = ranged(FORMAT, f"1 … {FORMAT}")
+    format: int = ranged(RECIPE_FORMAT, f"1 … {RECIPE_FORMAT}")
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
     optim: OptimSection = field(default_factory=OptimSection)
@@ -436,7 +443,7 @@ class Part:
 
     def tree(self) -> dict[str, Any]:
         """The part as a tree for YAML and JSON; `part_of` reads it back."""
-        sections = {name: plain(getattr(self, name)) for name in SECTIONS}
+        sections = {name: plain_values(getattr(self, name)) for name in SECTIONS}
         return {
             "about": self.about,
             "scale": self.scale,
@@ -455,7 +462,7 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
     UsageError if an option that has become a constant has another value."""
     model, sample = without_fixed(tree["model"]), without_gone("sample", tree.get("sample") or {})
     # an old name stays if the new one exists too: then the model has both
-    names = {old: new for old, new in RENAMED["sample"].items() if new not in sample}
+    names = {old: new for old, new in RENAMED_KEYS["sample"].items() if new not in sample}
     return Part(
         model=model.pop("name"),
         options=model,

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+ENDING_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 _noting: list[list[int]] = []  # the signals that each running block of `noted` got
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
-    """Installs handler(number, frame) for each signal of ENDING, and returns the previous handlers for
-    `restore`. A signal that is ignored, as under `nohup` or a shell's `&`, stays ignored."""
-    heard = {signum: signal.getsignal(signum) for signum in ENDING}
+    """Installs handler(number, frame) for each signal of ENDING_SIGNALS, and returns the previous handlers
+    for `restore`. A signal that is ignored, as under `nohup` or a shell's `&`, stays ignored."""
+    heard = {signum: signal.getsignal(signum) for signum in ENDING_SIGNALS}
     heard = {signum: before for signum, before in heard.items() if before is not signal.SIG_IGN}
     for signum in heard:
         signal.signal(signum, handler)
@@ -28,8 +30,8 @@ def restore(heard: dict[int, Any]) -> None:
 
 @contextmanager
 def noted() -> Iterator[list[int]]:
-    """Collects the signals of ENDING that arrive during the block. They do not end the block, which checks
-    them between its parts. If it waits for an engine, the engine is ended, and `launch.run` notes the
+    """Collects the signals of ENDING_SIGNALS that arrive during the block. They do not end the block, which
+    checks them between its parts. If it waits for an engine, the engine is ended, and `launch.run` notes the
     signal."""
     got: list[int] = []
     _noting.append(got)
@@ -52,7 +54,7 @@ def note(signum: int) -> None:
         got.append(signum)
 
 
-def name_of(signum: int) -> str:
+def signal_name(signum: int) -> str:
     """`SIGKILL` for 9; `signal 70` if the system has no name for it."""
     try:
         return signal.Signals(signum).name

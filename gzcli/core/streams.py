@@ -19,7 +19,7 @@ CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-LONG = 1.5  # seconds of one wait, after which a line is printed if there is no terminal
+LONG_WAIT_SECONDS = 1.5  # seconds of one wait, after which a line is printed if there is no terminal
 ERASE = "\r\033[K"  # clears the line of a spinner
 
 _spinners: list[Any] = []  # what is currently shown: rich's status, or the timer of a line
@@ -139,7 +139,9 @@ def start_spinner(text: str, stream: TextIO | None = None) -> None:
         status.start()
         _spinners.append(status)
         return
-    timer = threading.Timer(LONG, print, [f"{printable(text)} …"], {"file": stream, "flush": True})
+    timer = threading.Timer(
+        LONG_WAIT_SECONDS, print, [f"{printable(text)} …"], {"file": stream, "flush": True}
+    )
     timer.daemon = True
     timer.start()
     _spinners.append(timer)

@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gzcli.core.devices import kind_of
+from gzcli.core.devices import device_kind
 
 if TYPE_CHECKING:
     import torch
@@ -229,7 +229,7 @@ class ImageNoise(Noise):
         if isinstance(index, range):
             self.index = torch.arange(index.start, index.stop, index.step, device=self.device)
         else:
-            self.index = moved(torch.as_tensor(index, dtype=torch.int64), self.device)
+            self.index = moved_to(torch.as_tensor(index, dtype=torch.int64), self.device)
         self.calls = [0]  # shared with copies by `first`, so that none repeats another's draw
 
     def first(self, n: int) -> ImageNoise:
@@ -270,13 +270,13 @@ class ImageNoise(Noise):
         return philox.draw(self.seed, self._next(), self.index, each, make, dtype).reshape(shape)
 
 
-def moved(t: Tensor, device: torch.device | str) -> Tensor:
+def moved_to(t: Tensor, device: torch.device | str) -> Tensor:
     """`t` on `device`.
 
     A copy to a GPU starts from pinned memory and is asynchronous. From pageable memory it would make the host
     wait until the GPU has finished all work queued before it.
     """
-    if t.device.type == "cpu" and not kind_of(device).shared:
+    if t.device.type == "cpu" and not device_kind(device).shared:
         return t.pin_memory().to(device, non_blocking=True)
     return t.to(device)
 

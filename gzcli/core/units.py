@@ -14,11 +14,14 @@ from gzcli.core.hints import advice, setting
 
 Size: TypeAlias = int | str  # in the form of `as_size`
 
-FEWEST, MOST = 500, 10_000  # minimum and maximum number of images of a split that fit into a budget
+MIN_SCORED_IMAGES, MAX_SCORED_IMAGES = (
+    500,
+    10_000,
+)  # minimum and maximum number of images of a split that fit into a budget
 BY_ODE = 500  # most test images of a likelihood by an ODE, which takes hundreds of network calls for each
-SIDES = range(4, 1025)  # pixels a side of images that are packed
-BUDGETS = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
-WORDS = "a number of pixels, or width and height such as `48x32`"
+PACKED_SIDES = range(4, 1025)  # pixels a side of images that are packed
+BUDGET_FORMS = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
+SIZE_FORMS = "a number of pixels, or width and height such as `48x32`"
 
 
 def by_sides(shape: Iterable[int]) -> str:
@@ -72,7 +75,9 @@ def about(seconds: float) -> str:
 
 def affordable(seconds: float, budget: float, sets: int) -> int:
     """The number of images of each split that a budget pays for: 500 … 10,000, in steps of 100."""
-    return int(min(max(budget / max(seconds * sets, 1e-9) // 100 * 100, FEWEST), MOST))
+    return int(
+        min(max(budget / max(seconds * sets, 1e-9) // 100 * 100, MIN_SCORED_IMAGES), MAX_SCORED_IMAGES)
+    )
 
 
 def likelihoods(seconds: float, budget: float, most: int, classes: int) -> tuple[int, int]:
@@ -98,7 +103,7 @@ def sides(size: Size) -> tuple[int, int]:
     digits = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", size, re.ASCII)
     if not digits:
         raise UsageError(
-            f"`data.size` must be {WORDS}, not `{size}`",
+            f"`data.size` must be {SIZE_FORMS}, not `{size}`",
             hint=advice("use {}", setting("data.size", nearest(size))),
         )
     return int(digits[2] or digits[1]), int(digits[1])
@@ -122,8 +127,8 @@ def canonical_size(size: Size) -> Size:
 
 def packable(size: Size) -> Size:
     """The size, in the form of `as_size`, of images that may be packed. Raises UsageError."""
-    if not all(side in SIDES for side in sides(size)):
-        message = f"`data.size` must be {SIDES[0]} to {SIDES[-1]} pixels per side, not {size}"
+    if not all(side in PACKED_SIDES for side in sides(size)):
+        message = f"`data.size` must be {PACKED_SIDES[0]} to {PACKED_SIDES[-1]} pixels per side, not {size}"
         raise UsageError(message, hint=advice("use {}", setting("data.size", 64)))
     return canonical_size(size)
 
@@ -163,8 +168,8 @@ def seconds_of(budget: str) -> float:
     """The seconds of a budget. Raises UsageError for a text that is not a duration, and for none."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
     if not match:
-        raise UsageError(f"`--budget {budget}` is not a time", hint=BUDGETS)
+        raise UsageError(f"`--budget {budget}` is not a time", hint=BUDGET_FORMS)
     seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
     if not seconds:
-        raise UsageError(f"`--budget {budget}` must be more than 0", hint=BUDGETS)
+        raise UsageError(f"`--budget {budget}` must be more than 0", hint=BUDGET_FORMS)
     return seconds

@@ -37,10 +37,10 @@ from gzcli.store import files
 from gzcli.store.hub import HUB_SCHEME
 from gzcli.store.paths import cache_dir, user_dir
 
-LOCK = ".data.lock"  # in the user's folder: locked while the register is written
-KEYS = "name title classes channels size larger cached n_train n_val n_test licence citation download"
-KEYS += " multilabel extras embedded page path lost"
-_ROW: dict[str, Any] = dict.fromkeys(KEYS.split()) | {"larger": [], "cached": False, "download": 0}
+LOCK_NAME = ".data.lock"  # in the user's folder: locked while the register is written
+LISTED_KEYS = "name title classes channels size larger cached n_train n_val n_test licence citation download"
+LISTED_KEYS += " multilabel extras embedded page path lost"
+_ROW: dict[str, Any] = dict.fromkeys(LISTED_KEYS.split()) | {"larger": [], "cached": False, "download": 0}
 _ROW |= {"multilabel": False, "extras": [], "embedded": False, "lost": False}
 
 
@@ -109,8 +109,8 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
     images = open_path(path, form)
     line = {"path": str(path), "size": form.size and canonical_size(form.size), "channels": form.channels}
     line |= {"skip_bad": form.skip_bad, "form": form.layout, "fit": form.fit, "classes": len(images.classes)}
-    with files.lock(user_dir(LOCK)):
-        files.sweep(user_dir())
+    with files.lock(user_dir(LOCK_NAME)):
+        files.remove_leftovers(user_dir())
         imported = imports()
         if name not in imported and matching(name, imported):
             hint = advice("choose another {}, or run {}", Option("name"), gz("data remove", name))
@@ -143,11 +143,11 @@ def remove(what: DataSet | str | Path) -> list[Path]:
     """Removes packs, downloads and the imported name, but never the user's files. Returns what it removed."""
     data = locate(what)
     with alone(data):
-        files.sweep(cache_dir("packs", data.key))
+        files.remove_leftovers(cache_dir("packs", data.key))
         folders = [pack.path for pack in packs_of(data)]
         if isinstance(data, DataSpec):
             folders += [raw_dir(data)]
-            files.sweep(cache_dir("raw"))
+            files.remove_leftovers(cache_dir("raw"))
         gone = [folder for folder in folders if folder.exists()]
         for folder in gone:
             try:
@@ -156,7 +156,7 @@ def remove(what: DataSet | str | Path) -> list[Path]:
                 message = f"`{folder}` cannot be removed: {e.strerror}"
                 raise MissingError(message, hint="check whether the disk is read-only") from e
         if isinstance(data, OwnSet) and data.name:
-            with files.lock(user_dir(LOCK)):
+            with files.lock(user_dir(LOCK_NAME)):
                 files.write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
             gone.append(user_dir(REGISTER))  # the line in it
     return gone
@@ -191,16 +191,16 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
 # Its `data` folder holds `benchmark_imglist/cifar10/test_tin.txt`, whose lines are an image and a label, and
 # the images below `images_classic`.
 
-LISTS, PICTURES = "benchmark_imglist", "images_classic"
-CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that have other names in OpenOOD
+LISTS_FOLDER, PICTURES_FOLDER = "benchmark_imglist", "images_classic"
+OPENOOD_NAMES = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that have other names in OpenOOD
 
 
 def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
     """The list of a set's test images in a benchmark; None if there is none."""
-    if not (root / LISTS).is_dir():
-        hint = f"give OpenOOD's `data` folder, which contains `{LISTS}` and `{PICTURES}`"
-        raise MissingError(f"`{root}` has no `{LISTS}`", hint=hint)
-    path = root / LISTS / benchmark.inside / f"test_{CALLED.get(name, name)}.txt"
+    if not (root / LISTS_FOLDER).is_dir():
+        hint = f"give OpenOOD's `data` folder, which contains `{LISTS_FOLDER}` and `{PICTURES_FOLDER}`"
+        raise MissingError(f"`{root}` has no `{LISTS_FOLDER}`", hint=hint)
+    path = root / LISTS_FOLDER / benchmark.inside / f"test_{OPENOOD_NAMES.get(name, name)}.txt"
     return path if path.is_file() else None
 
 
@@ -216,7 +216,7 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
         raise MissingError(f"`{root}` has no list of `{name}` for `{benchmark.name}`")
     text = text_of(content_of(path), path.name, str(root))
     lines = [line.strip().rsplit(maxsplit=1)[0] for line in lines_of(text) if line.strip()]
-    below = root / PICTURES
+    below = root / PICTURES_FOLDER
     sources = [(below / line).absolute() for line in lines]
     if lost := [source for source in sources if not files.is_below(source, below)]:
         hint = "download them with OpenOOD's download script"
@@ -227,7 +227,7 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     links = {f"{i:06d}{source.suffix}": source for i, source in enumerate(sources)}
     with files.lock(folder.with_name(f".{folder.name}.lock")):
         if not all(_is_linked(folder / link, source) for link, source in links.items()):
-            files.sweep(folder.parent)
+            files.remove_leftovers(folder.parent)
             with files.new_dir(folder) as part:
                 for link, source in links.items():
                     files.link_or_copy(source, part / link)

@@ -24,7 +24,7 @@ LARGEST_BODY = LARGEST_FILE + 1_000_000  # maximum bytes of a request, which con
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "gz-demo"
 # gradio asks itself for this while it starts, without a token; it runs what is to run at the start, once
-STARTING = "/gradio_api/startup-events"
+STARTUP_PATH = "/gradio_api/startup-events"
 # What the browser may load: from here alone, whatever gradio's own page asks for. No page may frame this one.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:; "
@@ -92,7 +92,7 @@ class Guard:
             return ANOTHER_PAGE
         if not {"same-origin", "none"}.issuperset(sites) and not _is_link(scope):
             return ANOTHER_PAGE
-        if scope.get("path") != STARTING and not (self._in_address(scope) or self._in_cookie(scope)):
+        if scope.get("path") != STARTUP_PATH and not (self._in_address(scope) or self._in_cookie(scope)):
             return 401, "open the address that `gz demo` printed: it contains a token"
         for length in _values(scope, b"content-length"):
             if not length.isdecimal() or len(length) > 15 or int(length) > LARGEST_BODY:

@@ -28,22 +28,22 @@ from gzcli.core.errors import GzError
 from gzcli.core.units import percent
 from gzcli.demo.guard import LARGEST_FILE, Guard
 from gzcli.demo.studio import (
-    NUMBERS,
     PAINT,
-    Choice,
+    SLIDER_OPTIONS,
     Code,
     Controls,
     Request,
     Shown,
     Studio,
+    StudioModel,
     opening,
     painted_example,
 )
 
-TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and press **Draw**."
-EACH = "each in turn"  # the label that asks for none
-SOURCES: Any = ["upload", "clipboard"]  # name of the user's images
-# minimum, maximum and step of the slider of each of NUMBERS
+PAGE_TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and press **Draw**."
+EACH_LABEL = "each in turn"  # the label that asks for none
+IMAGE_SOURCES: Any = ["upload", "clipboard"]  # name of the user's images
+# minimum, maximum and step of the slider of each of SLIDER_OPTIONS
 RANGES = {"steps": (1, 250, 1), "guidance": (0.0, 8.0, 0.1), "temperature": (0.0, 1.5, 0.05)}
 SERVER: dict[str, Any] = {"server_name": "127.0.0.1", "max_file_size": LARGEST_FILE, "show_error": True}
 SERVER |= {"quiet": True, "prevent_thread_lock": True, "footer_links": []}
@@ -62,7 +62,7 @@ footer {display: none !important}
 
 
 def serve(
-    choices: Sequence[Choice], *, port: int | None = None, share: bool = False, browser: bool = False
+    choices: Sequence[StudioModel], *, port: int | None = None, share: bool = False, browser: bool = False
 ) -> tuple[gr.Blocks, str]:
     """Starts the server in a thread. Returns the page, whose `close` ends it, and its address.
 
@@ -104,11 +104,11 @@ def serve(
 class Page:
     """The page. Each tab has its controls, the studio's work for them, and its changes for the chosen run."""
 
-    def __init__(self, studio: Studio, choices: Sequence[Choice]):
+    def __init__(self, studio: Studio, choices: Sequence[StudioModel]):
         self.studio = studio
         self.following: list[tuple[Any, Callable[[Any, Controls], Any]]] = []
         with gr.Blocks(title="gz demo", analytics_enabled=False) as self.blocks:
-            gr.Markdown(TITLE, elem_id="title")
+            gr.Markdown(PAGE_TITLE, elem_id="title")
             menu = [(choice.title, choice.name) for choice in choices]
             self.run = gr.Dropdown(menu, value=opening(choices), label="Model", elem_id="run")
             self._follow(gr.Markdown(elem_id="facts"), lambda run, can: _facts(run))
@@ -152,12 +152,12 @@ class Page:
         """Builds the tab. Returns the event that draws."""
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                label = self._label(first=[EACH], elem_id="label")
+                label = self._label(first=[EACH_LABEL], elem_id="label")
                 prompt = gr.Textbox(label="Prompt", visible=False)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
                 n = gr.Slider(1, 36, 16, step=1, label="Images")
                 sampler = gr.Dropdown([], label="Sampler", visible=False)
-                sliders = [self._slider(name) for name in NUMBERS]
+                sliders = [self._slider(name) for name in SLIDER_OPTIONS]
                 with gr.Row():
                     go = gr.Button("Draw", variant="primary", elem_id="draw", min_width=120)
                     following = gr.Button("Next seed", min_width=120)
@@ -224,7 +224,12 @@ class Page:
                 brush = gr.Brush(
                     default_size=48, colors=["#{:02x}{:02x}{:02x}".format(*PAINT)], color_mode="fixed"
                 )
-                how: dict[str, Any] = {"brush": brush, "sources": SOURCES, "transforms": (), "layers": False}
+                how: dict[str, Any] = {
+                    "brush": brush,
+                    "sources": IMAGE_SOURCES,
+                    "transforms": (),
+                    "layers": False,
+                }
                 look: dict[str, Any] = {"canvas_size": (480, 480), "elem_classes": "pixels", "format": "png"}
                 editor = gr.ImageEditor(label="Picture", elem_id="editor", type="numpy", **how, **look)
                 with gr.Row():
@@ -274,7 +279,7 @@ class Page:
         gr.Markdown("Does an image resemble the training images? If not, where does it differ?")
         with gr.Row():
             with gr.Column(min_width=280):
-                dropped = gr.Image(label="Picture", type="numpy", sources=SOURCES, elem_id="dropped")
+                dropped = gr.Image(label="Picture", type="numpy", sources=IMAGE_SOURCES, elem_id="dropped")
                 look: dict[str, Any] = {"columns": 2, "height": 200, "format": "png", "elem_id": "offered"}
                 look |= {"allow_preview": False, "elem_classes": "pixels"}
                 offered = gr.Gallery(label="Drop an image, or click one", **look)
@@ -318,7 +323,7 @@ class Page:
     ) -> Request:
         """The request from the page's controls. Controls that are hidden for this run are ignored."""
         can = self.studio.open(name)[1]
-        values: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
+        values: dict[str, Any] = dict(zip(SLIDER_OPTIONS, numbers, strict=True))
         options = {key: value for key, value in values.items() if key in can.numbers}
         options |= {"steps": int(options["steps"])} if "steps" in options else {}
         options |= {key: text for key, text in (("sampler", sampler), ("prompt", prompt)) if text}
@@ -347,7 +352,7 @@ def _code() -> list[gr.Code]:
 
 
 def _class(text: str | None) -> str | None:
-    return None if text == EACH else text
+    return None if text == EACH_LABEL else text
 
 
 def _cleared(empty: str | None, run: Any, can: Controls) -> str | None:

@@ -29,18 +29,18 @@ from gzcli.engine.sheets import grid
 from gzcli.judge.sample import shown_pictures
 from gzcli.models.catalog import card_of
 from gzcli.models.labelled import Labelled
-from gzcli.recipe.schema import listed
+from gzcli.recipe.schema import literal_values
 from gzcli.store import pretrained, runs
 from gzcli.store.png import save_png
 from gzcli.store.run_folder import Run
 
-OPENS = "cfm"  # the best of the models that come with gz
-NUMBERS = ("steps", "guidance", "temperature")  # options with a slider, if the sampler takes them
+FIRST_MODEL = "cfm"  # the best of the models that come with gz
+SLIDER_OPTIONS = ("steps", "guidance", "temperature")  # options with a slider, if the sampler takes them
 FOREIGN = ("patches", "digits")  # embedded sets that offer an image to judge
-WIDE = 900  # side in pixels to which images are enlarged
-MOST = 48  # maximum number of states shown of one sampling
+SHOWN_SIDE = 900  # side in pixels to which images are enlarged
+MAX_STATES_SHOWN = 48  # maximum number of states shown of one sampling
 PAINT = (232, 89, 12)  # colour of the brush
-PAUSE = 0.05  # minimum seconds between two states, so that a fast sampler can be watched
+STATE_SECONDS = 0.05  # minimum seconds between two states, so that a fast sampler can be watched
 
 
 class Code(NamedTuple):
@@ -57,14 +57,14 @@ Work = Callable[[Progress], np.ndarray]  # draws images and calls progress(i, n,
 # ---------------------------------------------------------------------------- the models to choose from
 
 
-class Choice(NamedTuple):
+class StudioModel(NamedTuple):
     """A model that can be chosen."""
 
     name: str  # in the form that `gz sample` and `gzcli.load` accept
     title: str  # its name for the user
 
 
-def choices(named: Sequence[Run] = ()) -> list[Choice]:
+def choices(named: Sequence[Run] = ()) -> list[StudioModel]:
     """The choices in the order of the menu. These are the named runs. Otherwise they are all runs of the
     store with weights, newest first, followed by the models that come with gz."""
     menu = []
@@ -74,19 +74,19 @@ def choices(named: Sequence[Run] = ()) -> list[Choice]:
         title = f"{run.alias or run.title} on {run.data}{step} ({run.id.rsplit('-', 1)[-1]})"
         # a run outside the store by its origin or its folder
         name = run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
-        menu.append(Choice(name, title))
+        menu.append(StudioModel(name, title))
     if not named:
-        every, first = pretrained.every(), pretrained.FIRST
+        every, first = pretrained.every(), pretrained.PREFERRED_SETS
         shipped = sorted(every, key=lambda model: (*first, model.data).index(model.data))
         title = "{0.title} on {0.data}, comes with gz"
-        menu += [Choice(pretrained.PREFIX + model.name, title.format(model)) for model in shipped]
+        menu += [StudioModel(pretrained.PREFIX + model.name, title.format(model)) for model in shipped]
     return menu
 
 
-def opening(choices: Sequence[Choice]) -> str:
+def opening(choices: Sequence[StudioModel]) -> str:
     """The name of the choice with which the page opens. It is preferably a model that comes with gz, because
     the newest run may have been trained for only three steps."""
-    best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + OPENS).stem
+    best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + FIRST_MODEL).stem
     return best if any(choice.name == best for choice in choices) else choices[0].name
 
 
@@ -95,7 +95,9 @@ class Controls:
     """The controls of the page for a run, from the signatures of its model and the values of its recipe."""
 
     classes: tuple[str, ...]  # classes to choose from; () without labels
-    numbers: Mapping[str, float]  # the options of NUMBERS that the sampler takes, with the recipe's values
+    numbers: Mapping[
+        str, float
+    ]  # the options of SLIDER_OPTIONS that the sampler takes, with the recipe's values
     samplers: tuple[str, ...]  # () if there is only one
     sampler: str | None  # value in the recipe
     prompts: bool  # whether it draws from a text
@@ -113,11 +115,13 @@ class Controls:
         guided = isinstance(model, Labelled) and model.labelled and model.label_dropout > 0
         if isinstance(model, Labelled):
             values["guidance"] = model.guidance_scale(values.get("guidance"))
-        numbers = [name for name in NUMBERS if isinstance(values.get(name), int | float)]
+        numbers = [name for name in SLIDER_OPTIONS if isinstance(values.get(name), int | float)]
         return cls(
             classes=run.info.classes if model.conditional else (),
             numbers={name: values[name] for name in numbers if name != "guidance" or guided},
-            samplers=tuple(listed(card.sample["sampler"].annotation)) if "sampler" in card.sample else (),
+            samplers=tuple(literal_values(card.sample["sampler"].annotation))
+            if "sampler" in card.sample
+            else (),
             sampler=values.get("sampler"),
             prompts="prompt" in card.can,
             way="frames" in card.do.get("interpolate", ()),
@@ -282,16 +286,16 @@ def is_packed(data: DataSet, form: PackOptions) -> bool:
 
 
 def watched(work: Work, to_images: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
-    """Yields the states of `work`, which runs in a thread, as images uint8 [n, C, H, W], at most MOST; then
-    its result. Raises the errors of `work`."""
+    """Yields the states of `work`, which runs in a thread, as images uint8 [n, C, H, W], at most
+    MAX_STATES_SHOWN; then its result. Raises the errors of `work`."""
     states: queue.Queue[np.ndarray | BaseException | None] = queue.Queue()
     result: list[np.ndarray] = []
     last_state = -1
 
     def progress(i: float, n: float, x: Tensor | None = None) -> None:
         nonlocal last_state
-        if x is not None and int(MOST * i / n) > last_state:
-            last_state = int(MOST * i / n)
+        if x is not None and int(MAX_STATES_SHOWN * i / n) > last_state:
+            last_state = int(MAX_STATES_SHOWN * i / n)
             states.put(to_images(x))
 
     def run() -> None:
@@ -306,14 +310,14 @@ def watched(work: Work, to_images: Callable[[Tensor], np.ndarray]) -> Iterator[n
         if isinstance(state, BaseException):
             raise state
         yield state
-        time.sleep(PAUSE)
+        time.sleep(STATE_SECONDS)
     yield result[0]
 
 
 def sheet(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Images uint8 [N, C, H, W] as one image [H', W', C] that fills the page. The grid is about square,
     unless the number of columns is set."""
-    return enlarged(images[0].transpose(1, 2, 0) if len(images) == 1 else grid(images, columns), WIDE)
+    return enlarged(images[0].transpose(1, 2, 0) if len(images) == 1 else grid(images, columns), SHOWN_SIDE)
 
 
 def enlarged(picture: np.ndarray, least: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from gzcli.core.errors import canonical
 from gzcli.core.measured import Curve
 from gzcli.core.sections import Part, lists
 from gzcli.core.units import about, count, duration, figure
-from gzcli.docs.text import ROOT, Written, written
+from gzcli.docs.text import DOCS_FOLDER, Written, written
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard, Param
 from gzcli.recipe.files import RecipeFile, find, read_chain
@@ -35,10 +35,10 @@ GUIDES = (
     *("latents", "stable-diffusion", "share", "demo", "adding", "own-method", "python", "questions"),
 )
 ORDER = (*TUTORIALS, *GUIDES)
-COLUMNS = 72  # columns of a command before it is wrapped
-POINTS = 6  # of a curve
+COMMAND_COLUMNS = 72  # columns of a command before it is wrapped
+CURVE_POINTS = 6  # of a curve
 
-TARGETS = {"eps": "ε", "x0": "x₀", "v": "(α ε − σ x₀)/√(α² + σ²)", "velocity": "(α′ x₀ + σ′ ε)"}
+TARGET_FORMULAS = {"eps": "ε", "x0": "x₀", "v": "(α ε − σ x₀)/√(α² + σ²)", "velocity": "(α′ x₀ + σ′ ε)"}
 
 _REMARK = re.compile(r"\s{2,}\((.+)\)$")  # remark in brackets after a command in the head of a recipe
 _EXCESS = (
@@ -213,10 +213,10 @@ def objective(options: Mapping[str, Any], rescaled: bool = False) -> str:
     """The loss of a denoiser with these options, in Unicode; "" for other models. `rescaled`: whether the
     network's input is scaled to unit variance."""
     prediction = options.get("prediction")
-    if prediction not in TARGETS or "weighting" not in options:
+    if prediction not in TARGET_FORMULAS or "weighting" not in options:
         return ""
     power = {"l2": "²", "l1": "₁"}.get(options["loss_type"], " (Huber)")
-    loss = f"‖f(α x₀ + σ ε, t) − {TARGETS[prediction]}‖{power}"
+    loss = f"‖f(α x₀ + σ ε, t) − {TARGET_FORMULAS[prediction]}‖{power}"
     if options["min_snr"] is not None:
         scale = {"eps": "(α²/σ²)", "x0": "1", "v": "(α²/σ² + 1)"}.get(prediction, "((α σ′ − σ α′)/σ)²")
         return f"E min(α²/σ², {options['min_snr']:g}) / {scale} · {loss}"
@@ -231,7 +231,7 @@ def objective(options: Mapping[str, Any], rescaled: bool = False) -> str:
 
 def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
     """The metrics of the model's paper, of other packages' models of its kind, and of the model itself."""
-    for data, figures, source in load(ROOT / "published.yaml").get(name, ()):
+    for data, figures, source in load(DOCS_FOLDER / "published.yaml").get(name, ()):
         yield "paper", data, figures, source
     for data in sorted({data for data, _ in measured.places()}):
         yield from (_of_peer(data, row) for row in measured.peers(data) if row["model"] == name)
@@ -323,7 +323,7 @@ def league_tuned(data: str, scale: str) -> str:
     """The recipes that were chosen by trials on a league's data set, and the seeds of their rows; "" for
     none."""
     seeds: dict[str, list[str]] = {}
-    for row in measured.league(data, scale):
+    for row in measured.shipped_league(data, scale):
         seeds.setdefault(row["model"], []).append(row["seed"])
 
     def words(name: str, trials: int | None) -> str:
@@ -498,8 +498,8 @@ def environment() -> Any:
     env = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"about": about, "count": count, "duration": duration, "figure": figure, "flow": flow}
     env.filters |= {"folded": folded, "mathml": mathml, "phrase": phrase}
-    env.filters |= {"short": short, "thinned": thinned}
-    env.filters |= {"ms": lambda seconds: short(str(1000 * float(seconds)) if seconds else "")}
+    env.filters |= {"short": short_cell, "thinned": thinned}
+    env.filters |= {"ms": lambda seconds: short_cell(str(1000 * float(seconds)) if seconds else "")}
     env.filters |= {
         "arxiv": lambda text: re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", text),
         "commits": commits,
@@ -549,8 +549,11 @@ def commits(text: str) -> str:
 
 
 def thinned(points: Sequence[Any]) -> list[Any]:
-    """POINTS evenly spaced points of a curve, including both ends."""
-    return [points[i] for i in sorted({round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)})]
+    """CURVE_POINTS evenly spaced points of a curve, including both ends."""
+    return [
+        points[i]
+        for i in sorted({round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
+    ]
 
 
 def phrase(text: str) -> str:
@@ -560,7 +563,7 @@ def phrase(text: str) -> str:
     return first[:1].lower() + first[1:] if re.match(r"[A-Z]([a-z]|\b )", first) else first
 
 
-def short(cell: str) -> str:
+def short_cell(cell: str) -> str:
     """A number in a table with three digits; other text unchanged."""
     try:
         value = float(cell)
@@ -574,7 +577,7 @@ def folded(command: str) -> str:
     first, *remainder = re.split(r" (?=--?\w)", command)
     lines = [first]
     for part in remainder:
-        if len(lines[-1]) + len(part) > COLUMNS - 3:
+        if len(lines[-1]) + len(part) > COMMAND_COLUMNS - 3:
             lines.append(f"    {part}")
         else:
             lines[-1] += f" {part}"
@@ -586,7 +589,7 @@ def folded(command: str) -> str:
 
 def texts() -> dict[str, str]:
     """The Markdown of each page by its name, in order."""
-    return {name: (ROOT / "pages" / f"{name}.md").read_text(encoding="utf-8") for name in ORDER}
+    return {name: (DOCS_FOLDER / "pages" / f"{name}.md").read_text(encoding="utf-8") for name in ORDER}
 
 
 def commands(root: Any) -> str:

@@ -21,7 +21,7 @@ from gzcli.models import catalog
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every
 
-WIDE = 84  # columns of a code block on a laptop's screen
+CODE_COLUMNS = 84  # columns of a code block on a laptop's screen
 
 
 def build(into: Path, commands: str) -> Path:
@@ -34,14 +34,14 @@ def build(into: Path, commands: str) -> Path:
         sources = Path(folder) / "docs"
         nav = write(sources, commands)
         config = Path(folder) / "mkdocs.yml"
-        config.write_text(yaml.safe_dump(settings(sources, into.absolute(), nav)))
+        config.write_text(yaml.safe_dump(mkdocs_settings(sources, into.absolute(), nav)))
         mkdocs_build(load_config(str(config)))
     return into / "index.html"
 
 
 def write(folder: Path, commands: str) -> list[Any]:
     """Writes the Markdown of every page into a folder. Returns the site's navigation."""
-    shutil.copytree(manual.ROOT / "static", folder)
+    shutil.copytree(manual.DOCS_FOLDER / "static", folder)
     for name in ("models", "models/samples", "pretrained"):
         (folder / name).mkdir()
     pages = {name: page_of(name) for name in model_names()}
@@ -91,7 +91,7 @@ def stacked(text: str) -> str:
 
     def narrow(block: re.Match[str]) -> str:
         code = block[0].splitlines()
-        if max(map(len, code)) <= WIDE:
+        if max(map(len, code)) <= CODE_COLUMNS:
             return block[0]
         lines = (re.sub(r"^( *)(\S.*?) {2,}# (.+)$", r"\1# \3\n\1\2", line) for line in code)
         apart = re.sub(r"(?<=[^\n]\n)(?=# )", "\n", "\n".join(lines))
@@ -102,7 +102,7 @@ def stacked(text: str) -> str:
 
 def model_names() -> list[str]:
     """The models that have a page: those with recipes, and those that are only stages."""
-    names = {*recipe_names(), *(path.stem for path in (manual.ROOT / "models").glob("*.md"))}
+    names = {*recipe_names(), *(path.stem for path in (manual.DOCS_FOLDER / "models").glob("*.md"))}
     return sorted(names, key=lambda name: (catalog.card(name).family, canonical(name)))
 
 
@@ -125,7 +125,7 @@ def models_index(pages: Mapping[str, Page]) -> str:
     return rendered("models", families=by_family(pages), counted=counted)
 
 
-def settings(sources: Path, into: Path, nav: list[Any]) -> dict[str, Any]:
+def mkdocs_settings(sources: Path, into: Path, nav: list[Any]) -> dict[str, Any]:
     """The configuration of MkDocs. Neither the build nor a reader's browser fetches anything."""
     schemes = {"default": "light", "slate": "dark"}
     return {

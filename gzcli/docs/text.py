@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent
+DOCS_FOLDER = Path(__file__).parent
 
 _FORM = re.compile(  # the fields of `Written` in their order
     r"# (.+?)\n\n(.+?)\n\n\$\$(.+?)\$\$\n\n```\n(.+?)\n```\n\n(.+?)\n\n## Limits\n\n(.+?)\n\n## Code\n\n(.+)",
@@ -30,7 +30,7 @@ class Written:
 
 def written(name: str) -> Written | None:
     """The hand-written text on a model, by the name that a user types; None if there is none."""
-    path = ROOT / "models" / f"{name}.md"
+    path = DOCS_FOLDER / "models" / f"{name}.md"
     if not path.is_file():
         return None
     match = _FORM.fullmatch(path.read_text(encoding="utf-8").strip())

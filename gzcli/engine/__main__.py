@@ -28,7 +28,7 @@ from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.data.packs.pack import check_unchanged, record_data
-from gzcli.engine.cadence import KEYS, LEAST, RESERVE, count_steps
+from gzcli.engine.cadence import MIN_TRAINING_SHARE, PAUSE_KEYS, RESERVE_SHARE, count_steps
 from gzcli.engine.forecast import check_stages
 from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
@@ -41,7 +41,7 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-VERBS = {  # verb of a job → the module whose `run` does it
+JOB_MODULES = {  # verb of a job → the module whose `run` does it
     "sample": "judge.sample",
     "ood": "judge.ood",
     "alarm": "judge.alarm",
@@ -126,7 +126,7 @@ def explain(e: BaseException) -> errors.GzError:
         return errors.DeviceError("out of memory", hint=hint)
     if "no kernel image" in str(e):
         message = f"torch cannot use this GPU: {errors.first_line(e)}"
-        return errors.DeviceError(message, hint=devices.INSTALL)
+        return errors.DeviceError(message, hint=devices.INSTALL_HINT)
     if error := errors.system_error(e):
         return error
     if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
@@ -244,13 +244,13 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
         pauses = trial.pauses(60 * minutes, clock)
         ready = clock() - began + preparation
         steps = ranks.agree(count_steps(trial.step, trial.phases, pauses, clock() - ready, clock))
-    if ready > (1 - LEAST - RESERVE) * 60 * minutes:
+    if ready > (1 - MIN_TRAINING_SHARE - RESERVE_SHARE) * 60 * minutes:
         trial.log.warn(f"preparation took {duration(ready)} of the {duration(60 * minutes)}")
     # the run is compiled in the same way as the timed steps
     compiled = compiles(trial.part, trial.model, trial.device)
     chosen: dict[str, Any] = {"steps": steps, "minutes": None, "compile": compiled}
     chosen |= {"eval_images": trial.train.eval_images}
-    chosen |= {KEYS[kind]: steps for kind in pauses.last_only}
+    chosen |= {PAUSE_KEYS[kind]: steps for kind in pauses.last_only}
     return chosen if trial.metric == judged else chosen | {"best": trial.metric}
 
 
@@ -279,8 +279,8 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
         torch.set_num_threads(job.launch.threads)
     devices.fast_kernels()
     streams.change_spinner("loading the model")
-    png.made_by(**jobs.facts(job))
-    result = importlib.import_module(f"gzcli.{VERBS[job.verb]}").run(job, run.path, device, log)
+    png.made_by(**jobs.origin_of(job))
+    result = importlib.import_module(f"gzcli.{JOB_MODULES[job.verb]}").run(job, run.path, device, log)
     if ranks.rank() == 0:
         files.write_json(run.result_file, result)
     if state:

@@ -29,7 +29,7 @@ from gzcli.data.packs.batches import TrainBatches, TrainImages
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.data.packs.pack import check_unchanged
 from gzcli.engine import checkpoint
-from gzcli.engine.ema import EMA, LENGTHS, MANY, exponent, random_images
+from gzcli.engine.ema import CALIBRATION_IMAGES, EMA, LENGTHS, exponent, random_images
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import train_images
 from gzcli.engine.trained import Trained, load_trained
@@ -39,9 +39,9 @@ from gzcli.store.jobs import EmaJob
 from gzcli.store.runs import Run
 
 # candidate lengths; the best one is chosen
-TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
+TRIED_LENGTHS = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
 REMOVE = "remove it to average the others"
-MISSED = 0.1  # largest relative error of a fitted profile
+MAX_PROFILE_ERROR = 0.1  # largest relative error of a fitted profile
 
 
 class Snapshots:
@@ -71,7 +71,7 @@ class Snapshots:
         """Removes files of steps after `done`, which will be written again. In an extended run, it also thins
         them out to at most `train.ema_snapshots`."""
         if ranks.rank() == 0 and self.every:
-            files.sweep(self.folder)
+            files.remove_leftovers(self.folder)
             for step, path in snapshots_in(self.folder).items():
                 if step > done or step % self.every:
                     path.unlink()
@@ -157,10 +157,10 @@ def average(
 ) -> tuple[dict[str, Tensor], float]:
     """The average of a length after `step` steps, computed from snapshots, and the relative error of its
     profile. `like` are weights with the same names and shapes. Raises UsageError if the error exceeds
-    MISSED."""
+    MAX_PROFILE_ERROR."""
     times = np.repeat([float(step) for step in places], len(LENGTHS))
     factors, missed = fitted(times, np.tile(LENGTHS, len(places)), step, length)
-    if missed > MISSED:
+    if missed > MAX_PROFILE_ERROR:
         message = f"{counted(len(places), 'snapshot')} cannot give an average of length {length:g}"
         hint = "use a length closer to 0.05 … 0.1, or train with a larger `train.ema_snapshots`"
         raise UsageError(f"{message}: the error of its profile would be {missed:.0%}", hint=hint)
@@ -195,7 +195,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     usual = checkpoint.read_weights(run.checkpoint(served_by_training(run)).averaged).weights
     usual, rows, best = {name: usual[name] for name in ema.state_dict()}, [], None
     places = whole_snapshots(run, usual, log.warn)
-    for length in (None, *TRIED) if job.length is None else (job.length,):
+    for length in (None, *TRIED_LENGTHS) if job.length is None else (job.length,):
         row: dict[str, Any] = {"length": length, "missed": None, "value": None}
         try:
             weights, row["missed"] = (usual, None) if length is None else average(places, usual, step, length)
@@ -221,7 +221,7 @@ def some_images(images: TrainImages, trained: Trained) -> Iterator[Batch]:
     """Training images of the run, for the calibration of an average."""
     part = trained.part
     batches = TrainBatches(images, part.train.batch_size, n=part.data.n, needs=trained.model.needs)
-    return random_images(images, batches.positions(), MANY)
+    return random_images(images, batches.positions(), CALIBRATION_IMAGES)
 
 
 def served_by_training(run: Run) -> int:

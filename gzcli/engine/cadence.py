@@ -26,22 +26,22 @@ from gzcli.core.sections import TrainSection
 from gzcli.models.base import Phase
 from gzcli.store.run_folder import Run
 
-FIRST = 60.0  # seconds until the first pause, which then comes at the next step of the series
-LONGEST = 600.0  # seconds between two pauses, if their share of the time allows
-SHARE = 0.05  # share of the time for pauses of one kind
-QUICK = 10.0  # longest pause in seconds after which a signal is still answered in time
-UNTIMED = 2  # first steps, which are not timed because they compile and choose kernels
+FIRST_PAUSE_SECONDS = 60.0  # seconds until the first pause, which then comes at the next step of the series
+MAX_PAUSE_GAP = 600.0  # seconds between two pauses, if their share of the time allows
+PAUSE_SHARE = 0.05  # share of the time for pauses of one kind
+QUICK_SECONDS = 10.0  # longest pause in seconds after which a signal is still answered in time
+UNTIMED_STEPS = 2  # first steps, which are not timed because they compile and choose kernels
 SERIES = (1, 2, 5)  # times powers of ten
-EARLIEST = 10  # step before which the clock is not read
+FIRST_CLOCK_STEP = 10  # step before which the clock is not read
 # kind → key of `train`
-KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
-KINDS = frozenset(KEYS)
-WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile
-RESERVE = 0.02  # share of the time for checkpoints, logs and errors of the plan
-LEAST = 0.5  # least share of the time for training, however long the preparation took
+PAUSE_KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
+PAUSE_KINDS = frozenset(PAUSE_KEYS)
+WARM_UP, TIMED_STEPS = 5, 50  # steps; the first ones choose kernels and compile
+RESERVE_SHARE = 0.02  # share of the time for checkpoints, logs and errors of the plan
+MIN_TRAINING_SHARE = 0.5  # least share of the time for training, however long the preparation took
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
-SLOW = 0.1  # seconds
-LOOK_EVERY = 1.0  # seconds between looks at the parent
+SLOW_SECONDS = 0.1  # seconds
+CLOCK_SECONDS = 1.0  # seconds between looks at the parent
 _heard: list[int] = []  # signals that this process has received
 
 
@@ -59,7 +59,7 @@ class Cadence:
         tenth = max(steps // 10, 1)
         self.usual = {"eval": tenth, "checkpoint": min(tenth, 5000), "sample": 2 * tenth}
         # None: not known yet
-        self.every: dict[str, int | None] = {kind: getattr(train, key) for kind, key in KEYS.items()}
+        self.every: dict[str, int | None] = {kind: getattr(train, key) for kind, key in PAUSE_KEYS.items()}
         self.agree, self.clock, self.began = agree, clock, clock()
         self.took: dict[str, float] = {}  # seconds of the last pause of each kind
         self.steps, self.paused = 0, 0.0  # steps of this process; seconds of all its pauses
@@ -71,9 +71,11 @@ class Cadence:
         kinds = {kind for kind, every in self.every.items() if every and step % every == 0}
         if unknown := [kind for kind, every in self.every.items() if every is None]:
             # only at steps of the series, since it costs a collective too
-            late = in_series(step) and self.agree([self.clock() - self.began])[0] >= FIRST
+            late = in_series(step) and self.agree([self.clock() - self.began])[0] >= FIRST_PAUSE_SECONDS
             kinds |= {kind for kind in unknown if late or step >= self.usual[kind]}
-        if self.steps <= UNTIMED and not kinds:  # a pause after them needs the time of one step at least
+        if (
+            self.steps <= UNTIMED_STEPS and not kinds
+        ):  # a pause after them needs the time of one step at least
             self.mark = (self.steps, self.clock(), self.paused)
         return kinds
 
@@ -90,22 +92,22 @@ class Cadence:
             return
         step_seconds, self.took[kind] = self.agree([max(step_seconds, 1e-4), took])
         if self.every[kind] is None:
-            least = self.took[kind] / (SHARE * step_seconds)
-            interval = max(min(self.usual[kind], LONGEST / step_seconds), least)
+            least = self.took[kind] / (PAUSE_SHARE * step_seconds)
+            interval = max(min(self.usual[kind], MAX_PAUSE_GAP / step_seconds), least)
             self.every[kind] = in_proportion(self.usual[kind], interval)
 
     def slow(self, kinds: Set[str]) -> bool:
         """Whether pauses of these kinds may take longer than schedulers wait between SIGTERM and SIGKILL."""
-        return any(self.took.get(kind, math.inf) > QUICK for kind in kinds)
+        return any(self.took.get(kind, math.inf) > QUICK_SECONDS for kind in kinds)
 
     def intervals(self) -> dict[str, int]:
         """The intervals in steps measured so far, as keys of a recipe's `train` section."""
-        return {KEYS[kind]: every for kind, every in self.every.items() if every is not None}
+        return {PAUSE_KEYS[kind]: every for kind, every in self.every.items() if every is not None}
 
 
 def in_series(step: int) -> bool:
     """Whether a step is in the series 10, 20, 50, 100 …."""
-    return step >= EARLIEST and int(str(step).rstrip("0")) in SERIES
+    return step >= FIRST_CLOCK_STEP and int(str(step).rstrip("0")) in SERIES
 
 
 def in_proportion(usual: int, interval: float) -> int:
@@ -140,20 +142,20 @@ class Pauses:
         return [
             kind
             for kind, took in self.took.items()
-            if getattr(self.train, KEYS[kind]) is None
+            if getattr(self.train, PAUSE_KEYS[kind]) is None
             and not self.train.patience
-            and 2 * took > SHARE * self.length
+            and 2 * took > PAUSE_SHARE * self.length
         ]
 
     def seconds(self, steps: int) -> float:
         """The time that a run of so many steps spends outside of them."""
         total = self.end(steps)
         for kind, took in self.took.items():
-            every = getattr(self.train, KEYS[kind])
+            every = getattr(self.train, PAUSE_KEYS[kind])
             if every:
                 total += took * (steps // every)
             elif every is None and kind not in self.last_only:
-                total += min(9 * took, max(took, SHARE * self.length))
+                total += min(9 * took, max(took, PAUSE_SHARE * self.length))
             total += took
         return total
 
@@ -172,12 +174,12 @@ def count_steps(
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = pauses.length / 10 / (1 + bool(late))
     each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
-    available = (1 - RESERVE) * pauses.length - (clock() - began)
+    available = (1 - RESERVE_SHARE) * pauses.length - (clock() - began)
     counts = range(1, int(pauses.length / min(each)) + 2)
 
     def late_by(steps: int) -> bool:
         seconds = min(steps, late) * each[0] + max(0, steps - late) * each[-1]
-        return seconds > LEAST * pauses.length and seconds + pauses.seconds(steps) > available
+        return seconds > MIN_TRAINING_SHARE * pauses.length and seconds + pauses.seconds(steps) > available
 
     return max(1, bisect_left(counts, True, key=late_by))
 
@@ -191,7 +193,7 @@ def _seconds(
         step(first + i)
     since, count = clock(), 0
     # the ranks agree: one that took fewer steps would leave the others waiting
-    while count < TIMED and (count == 0 or ranks.agree(time.monotonic() < until)):
+    while count < TIMED_STEPS and (count == 0 or ranks.agree(time.monotonic() < until)):
         step(first + WARM_UP + count)
         count += 1
     if count < cycle:  # with the first steps, otherwise a phase might be missing
@@ -238,7 +240,7 @@ class Stop:
         if step < self.next:
             return 0
         since, now = self.last, time.monotonic()
-        slow = now - since[1] > SLOW * (step - since[0])
+        slow = now - since[1] > SLOW_SECONDS * (step - since[0])
         flags = torch.tensor([self._local_signal(), int(slow)], device=self.device)
         signum, slow = ranks.maximum(flags).tolist()
         self.next, self.last = step + (1 if slow else AGREE_EVERY), (step, now)
@@ -253,7 +255,7 @@ class Stop:
 
     def _orphaned(self) -> bool:
         """Whether the `gz` that started this process has ended, even if it is still a zombie."""
-        if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < LOOK_EVERY:
+        if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < CLOCK_SECONDS:
             return False
         self.looked = time.monotonic()
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -31,23 +31,29 @@ from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
 from gzcli.version import __version__
 
 NEWEST, NEWEST_AT_THE_END = 2, 1  # default number of newest checkpoints of a training and of a finished run
-SAMPLED = CheckpointFolder.averaged.name  # the file that the best checkpoint of a finished run keeps
-FILES = (CheckpointFolder.weights.name, SAMPLED, CheckpointFolder.training.name)  # with checksums in `meta`
-EARLIER = "remove the folder to resume from the checkpoint before it"
-ALONE = "it contains only the averaged weights"
-EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
+AVERAGED_FILE = CheckpointFolder.averaged.name  # the file that the best checkpoint of a finished run keeps
+HASHED_FILES = (
+    CheckpointFolder.weights.name,
+    AVERAGED_FILE,
+    CheckpointFolder.training.name,
+)  # with checksums in `meta`
+EARLIER_HINT = "remove the folder to resume from the checkpoint before it"
+ALONE_NOTE = "it contains only the averaged weights"
+EXTRA_STATE = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
 
 def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict, on the CPU and without shared storage, as safetensors requires."""
     return {
-        k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items() if not k.endswith(EXTRA)
+        k: v.detach().to("cpu", copy=True).contiguous()
+        for k, v in state.items()
+        if not k.endswith(EXTRA_STATE)
     }
 
 
 def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a state dict that differ between ranks."""
-    return {k: v for k, v in state.items() if k.endswith(EXTRA)}
+    return {k: v for k, v in state.items() if k.endswith(EXTRA_STATE)}
 
 
 @dataclass(frozen=True)
@@ -144,11 +150,11 @@ def read(path: Path) -> Checkpoint:
         train = torch.load(path / CheckpointFolder.training, map_location="cpu", weights_only=True)
         missing = {"optimizers", "scaler", "ema_updates", "extra"} - set(train)
     except Exception as e:  # errors of pickle, zip and torch, which advises to load it unsafely
-        raise DamagedError(f"`{path / 'train.pt'}` is not a training state from gz", hint=EARLIER) from e
+        raise DamagedError(f"`{path / 'train.pt'}` is not a training state from gz", hint=EARLIER_HINT) from e
     if missing:
-        raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=EARLIER)
+        raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=EARLIER_HINT)
     meta = files.read_object(path / CheckpointFolder.meta)
-    weights, _ = files.read_tensors(path / CheckpointFolder.weights, EARLIER)
+    weights, _ = files.read_tensors(path / CheckpointFolder.weights, EARLIER_HINT)
     return Checkpoint(weights, averaged, train, meta)
 
 
@@ -158,9 +164,9 @@ def damage(path: Path) -> str | None:
         return "`meta.json` is missing"
     try:
         meta = files.read_object(path / CheckpointFolder.meta)
-        if set(meta["files"]) == {SAMPLED}:
-            return ALONE
-        sums = {name: (meta["files"][name]["size"], meta["files"][name]["sha256"]) for name in FILES}
+        if set(meta["files"]) == {AVERAGED_FILE}:
+            return ALONE_NOTE
+        sums = {name: (meta["files"][name]["size"], meta["files"][name]["sha256"]) for name in HASHED_FILES}
         if not isinstance(meta["step"], int):
             raise TypeError
     except DamagedError as e:
@@ -182,7 +188,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
         path = CheckpointFolder.of(folder, step).path
         if (fault := damage(path)) is None:
             return path
-        if fault != ALONE:
+        if fault != ALONE_NOTE:
             warn(f"checkpoint `{path}` is damaged ({fault}); trying the one before it")
     return None
 
@@ -206,10 +212,12 @@ def strip(path: Path) -> None:
     """Reduces a checkpoint to its averaged weights. A damaged checkpoint is not changed."""
     if damage(path) is None:
         meta = files.read_object(path / CheckpointFolder.meta)
-        files.write_json(path / CheckpointFolder.meta, meta | {"files": {SAMPLED: meta["files"][SAMPLED]}})
-    elif damage(path) != ALONE:
+        files.write_json(
+            path / CheckpointFolder.meta, meta | {"files": {AVERAGED_FILE: meta["files"][AVERAGED_FILE]}}
+        )
+    elif damage(path) != ALONE_NOTE:
         return
-    for name in set(FILES) - {SAMPLED}:
+    for name in set(HASHED_FILES) - {AVERAGED_FILE}:
         (path / name).unlink(missing_ok=True)
 
 

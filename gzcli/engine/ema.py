@@ -19,7 +19,10 @@ from gzcli.data.packs.batches import TrainImages
 from gzcli.models.nn import with_rows
 
 LENGTHS = (0.05, 0.1)  # lengths of the power-function averages, as in Karras et al. 2024
-SOME, MANY = 1_000, 10_000  # images for the calibration of an average: during training, and at its end
+QUICK_CALIBRATION_IMAGES, CALIBRATION_IMAGES = (
+    1_000,
+    10_000,
+)  # images for the calibration of an average: during training, and at its end
 
 
 @cache

@@ -48,17 +48,19 @@ if TYPE_CHECKING:
 PREPARING = ("pair_steps",)  # options of `prepare` that do not affect a step, so it is kept short here
 # Steps of a run whose operations are not worth being counted, which takes a second: demonstrations of a
 # minute, on the embedded sets, have so few.
-SHORT = 1_500
-FEW = 4  # images of a step whose operations are unknown
-ENOUGH = 1.0  # seconds after which no further step is timed
-TIMED, MOST = 2, 12  # steps that are timed: at least, and if steps are short
-SAMPLED = 20  # images of a sample that is timed on a CPU
-SLOW = 0.5  # seconds of an image above which it is not timed again
+MAX_SHORT_STEPS = 1_500
+FALLBACK_TRIAL_IMAGES = 4  # images of a step whose operations are unknown
+ENOUGH_TIMED_SECONDS = 1.0  # seconds after which no further step is timed
+MIN_TIMED_STEPS, MAX_TIMED_STEPS = 2, 12  # steps that are timed: at least, and if steps are short
+TIMED_SAMPLES = 20  # images of a sample that is timed on a CPU
+SLOW_IMAGE_SECONDS = 0.5  # seconds of an image above which it is not timed again
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _aten = torch.ops.aten
 NO_KERNEL = {_aten.detach, _aten._unsafe_view, _aten.empty, _aten.empty_like, _aten.empty_strided}
-LARGE = 100_000_000  # parameters above which a net is not tried on a CPU, because that takes long
+MAX_CPU_TRIAL_PARAMETERS = (
+    100_000_000  # parameters above which a net is not tried on a CPU, because that takes long
+)
 
 
 class Work(NamedTuple):
@@ -98,7 +100,7 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
             result["params"] = params_of(part, info, stages)
             if work := work_of(part, info, stages):
                 result |= work._asdict()
-            if row["timed"] and not (device.type == "cpu" and result["params"] > LARGE):
+            if row["timed"] and not (device.type == "cpu" and result["params"] > MAX_CPU_TRIAL_PARAMETERS):
                 result |= try_step(part, info, stages, result["flops"], device)
         except GzError as e:
             result["error"] = e.message
@@ -264,7 +266,7 @@ def try_step(
     prepare_torch(part)
     share = micro_batch(part)
     batch = share * pieces_of(part)
-    enough = math.ceil(devices.kind_of(device).flops * batch / flops) if flops else FEW
+    enough = math.ceil(devices.device_kind(device).flops * batch / flops) if flops else FALLBACK_TRIAL_IMAGES
     images = max(1, min(share, enough))
     while True:
         try:
@@ -292,7 +294,9 @@ def measure_steps(trial: Trial, times: float, device: torch.device) -> dict[str,
     state = sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
     peak, since = devices.peak_memory(device), devices.clock(device)
     steps: list[tuple[float, float]] = []
-    while len(steps) < TIMED or (len(steps) < MOST and devices.clock(device) - since < ENOUGH):
+    while len(steps) < MIN_TIMED_STEPS or (
+        len(steps) < MAX_TIMED_STEPS and devices.clock(device) - since < ENOUGH_TIMED_SECONDS
+    ):
         steps.append(trial.step(clock))
     loss, update = (min(values) for values in zip(*steps, strict=True))
     size = None if peak is None else round(before + state + max(0, peak - before - state) * times)
@@ -312,7 +316,7 @@ def try_drawing(trained: Trained, kinds: Sequence[str]) -> dict[str, Any]:
     model, info, device = trained.model, trained.info, trained.device
     result: dict[str, Any] = {"sample_seconds": sample_seconds(trained), "calls": count_calls(trained)}
     if model.likelihood in kinds and trained.has_levels:
-        y = torch.zeros(SAMPLED, dtype=torch.int64, device=device) if model.conditional else None
+        y = torch.zeros(TIMED_SAMPLES, dtype=torch.int64, device=device) if model.conditional else None
         y = one_hot(y, len(info.classes)).float() if y is not None and info.multilabel else y
         x = random_images(trained)
 
@@ -328,9 +332,9 @@ def try_drawing(trained: Trained, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def random_images(trained: Trained) -> Tensor:
-    """[SAMPLED, C, H, W] of uniform grey levels."""
+    """[TIMED_SAMPLES, C, H, W] of uniform grey levels."""
     levels = trained.info.levels or 256
-    shape = (SAMPLED, *trained.info.shape)
+    shape = (TIMED_SAMPLES, *trained.info.shape)
     return torch.randint(levels, shape, device=trained.device) * 2 / (levels - 1) - 1
 
 
@@ -395,11 +399,13 @@ def seconds_each(
     calls, because a full batch shares the fixed cost of a call. Slow images are timed once. Every rank must
     call it."""
     device = trained.device
-    few, many = (FEW, SAMPLED) if device.type == "cpu" else (0, batch_size(trained, {}))
+    few, many = (
+        (FALLBACK_TRIAL_IMAGES, TIMED_SAMPLES) if device.type == "cpu" else (0, batch_size(trained, {}))
+    )
     clock = clock or partial(devices.clock, device, "cpu" if torch.get_num_threads() == 1 else "wall")
     since = clock()
-    function(FEW)
-    if few and ranks.agree((first := (clock() - since) / FEW) > SLOW):
+    function(FALLBACK_TRIAL_IMAGES)
+    if few and ranks.agree((first := (clock() - since) / FALLBACK_TRIAL_IMAGES) > SLOW_IMAGE_SECONDS):
         return first
     times = []
     for n in filter(None, (few, many)):
@@ -413,7 +419,7 @@ def seconds_each(
 def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, log: Log) -> Speed:
     """The number of images in a run's step and, if they can be counted, its floating-point operations."""
     images = part.train.batch_size
-    if part.train.steps < SHORT or not log.main:
+    if part.train.steps < MAX_SHORT_STEPS or not log.main:
         return Speed(images)
     try:
         blank, fake, mode = without_values(model, batch)

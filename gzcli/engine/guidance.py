@@ -25,17 +25,26 @@ from gzcli.store import files
 from gzcli.store.run_folder import Run
 
 AUTO = "auto"
-SCALES = (1.0, 1.15, 1.3, 1.5, 2.0, 3.0)  # tried in this order, until one is worse than the previous one
-SAMPLES = 200  # maximum number of samples for each scale
-FEWEST = 50  # samples after a short training
-SHARE, LEAST = 0.6, 5  # fraction of the recipe's steps, and the minimum
+GUIDANCE_SCALES = (
+    1.0,
+    1.15,
+    1.3,
+    1.5,
+    2.0,
+    3.0,
+)  # tried in this order, until one is worse than the previous one
+MAX_SAMPLES = 200  # maximum number of samples for each scale
+MIN_SAMPLES = 50  # samples after a short training
+STEP_SHARE, MIN_SAMPLER_STEPS = 0.6, 5  # fraction of the recipe's steps, and the minimum
 # Training images for each sample of a scale, so that the choice takes about a tenth of the training. A
 # training image costs three network calls. At six steps of two calls, a sample of each scale costs 72.
-IMAGES = 240
-VALIDATION = 2_000  # validation images, at most
-ENOUGH = 500  # images for comparison; training images supplement too few validation images
-TENTH = 10  # least images of a training of few, as a multiple of those of the judge that it would train
-ERRORS = 0.01  # added to the share of wrong classes: the judge itself errs
+IMAGE_COST = 240
+MAX_VALIDATION_IMAGES = 2_000  # validation images, at most
+MIN_REAL_IMAGES = 500  # images for comparison; training images supplement too few validation images
+TRAINING_MULTIPLE = (
+    10  # least images of a training of few, as a multiple of those of the judge that it would train
+)
+JUDGE_ERROR = 0.01  # added to the share of wrong classes: the judge itself errs
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,8 @@ class Figures:
         """Lower is better. At first, guidance lowers the share of misclassified samples; it always lowers
         recall. `fd` reflects both, but wrong classes too weakly, because a wrong digit still has the features
         of a digit. Misclassified samples count only beyond the judge's own error rate on real images."""
-        errors = 1.0 if self.agreement is None else (1 - min(self.agreement, accuracy) + ERRORS) ** 0.5
-        return self.fd * errors / max(self.recall, ERRORS)
+        errors = 1.0 if self.agreement is None else (1 - min(self.agreement, accuracy) + JUDGE_ERROR) ** 0.5
+        return self.fd * errors / max(self.recall, JUDGE_ERROR)
 
     def __str__(self) -> str:
         agreement = "" if self.agreement is None else f", {self.agreement:.2f} of the right class"
@@ -69,20 +78,20 @@ def is_wanted(trained: Trained) -> bool:
 
 def samples_of(train: TrainSection) -> int:
     """The samples of each scale for a training; 0 if half of the fewest would already take too long."""
-    n = int(train.steps * train.batch_size / IMAGES)
-    return min(SAMPLES, max(FEWEST, n)) if 2 * n >= FEWEST else 0
+    n = int(train.steps * train.batch_size / IMAGE_COST)
+    return min(MAX_SAMPLES, max(MIN_SAMPLES, n)) if 2 * n >= MIN_SAMPLES else 0
 
 
-def seconds_of(trained: Trained, train: TrainSection, each: float) -> float:
+def choice_seconds(trained: Trained, train: TrainSection, each: float) -> float:
     """The most seconds that the choice takes after a training, if a sample takes `each`."""
-    return len(SCALES) * SHARE * samples_of(train) * each if is_wanted(trained) else 0.0
+    return len(GUIDANCE_SCALES) * STEP_SHARE * samples_of(train) * each if is_wanted(trained) else 0.0
 
 
 def reference(pack: Pack) -> tuple[np.ndarray, str]:
     """The images that samples are compared with, and their description. Training images favour no scale,
     because all scales sample the same model."""
-    real, training = pack.images("val")[:VALIDATION], pack.images("train")
-    rows = subset(len(training), max(0, ENOUGH - len(real)))
+    real, training = pack.images("val")[:MAX_VALIDATION_IMAGES], pack.images("train")
+    rows = subset(len(training), max(0, MIN_REAL_IMAGES - len(real)))
     if not len(rows):
         return real[:], "validation images"
     both = np.concatenate([real[:], training[rows]])
@@ -95,7 +104,7 @@ def affords_judge(train: TrainSection, pack: Pack) -> bool:
     if has_lenet(pack) or not published_judges(pack.meta):
         return True
     judge = LENET.sized(len(pack.images("train")))
-    return train.steps * train.batch_size >= TENTH * judge.steps * judge.batch
+    return train.steps * train.batch_size >= TRAINING_MULTIPLE * judge.steps * judge.batch
 
 
 def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures]:
@@ -105,11 +114,11 @@ def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options: dict[str, Any] = dict(trained.part.sample)
     if steps := options.get("steps"):
-        options["steps"] = min(steps, max(LEAST, round(SHARE * steps)))
+        options["steps"] = min(steps, max(MIN_SAMPLER_STEPS, round(STEP_SHARE * steps)))
     tried: list[Figures] = []
     scores: list[float] = []
-    while len(tried) < len(SCALES) and (len(tried) < 2 or scores[-1] <= scores[-2]):
-        options["guidance"] = scale = SCALES[len(tried)]
+    while len(tried) < len(GUIDANCE_SCALES) and (len(tried) < 2 or scores[-1] <= scores[-2]):
+        options["guidance"] = scale = GUIDANCE_SCALES[len(tried)]
         fake = net.features(sampler.draw(trained, n, labels=labels, options=options))
         agreement = None
         if labels is not None and not net.rotations:

@@ -25,10 +25,13 @@ from gzcli.store.metrics import every_line, metric_lines
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run, has_shipped_loss
 
-PATIENCE = 5  # consecutive bad steps after which the run is stopped
-RISEN, GAIN = 3, 0.1  # validations, and share of the gain, that count as a rise of a metric
-EXPLODED = 1e6  # factor of the first loss (at least 1) beyond which a step is bad
-WATCHED = ("loss", "grad_norm")  # metrics that must be finite
+MAX_BAD_STEPS = 5  # consecutive bad steps after which the run is stopped
+RISEN_VALIDATIONS, RISEN_SHARE = (
+    3,
+    0.1,
+)  # validations, and share of the gain, that count as a rise of a metric
+EXPLODED_FACTOR = 1e6  # factor of the first loss (at least 1) beyond which a step is bad
+WATCHED_METRICS = ("loss", "grad_norm")  # metrics that must be finite
 
 
 class History:
@@ -59,10 +62,10 @@ class History:
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
-            if name.rpartition(".")[2] in WATCHED:
+            if name.rpartition(".")[2] in WATCHED_METRICS:
                 if name not in self.first:
                     self.first[name] = value.abs().nan_to_num(nan=1.0, posinf=1.0).clamp(min=1)
-                good &= torch.isfinite(value) & (value.abs() < EXPLODED * self.first[name])
+                good &= torch.isfinite(value) & (value.abs() < EXPLODED_FACTOR * self.first[name])
         self.bad = torch.where(torch.stack([good, good | dropped]), 0.0, self.bad + 1)
 
     def bad_steps(self) -> tuple[int, int]:
@@ -80,7 +83,7 @@ class History:
         finite, or had exploded. At the final step, a single bad one that changed weights suffices. Every rank
         must call it."""
         bad, harmful = self.bad_steps()
-        if bad >= min(PATIENCE, steps) or (step == steps and harmful):
+        if bad >= min(MAX_BAD_STEPS, steps) or (step == steps and harmful):
             reason = "the loss or its gradient is not finite, or grew a millionfold"
             raise self.diverged(reason, step)
 
@@ -95,7 +98,7 @@ class History:
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
         """Logs the mean of each loss since the last call, over all ranks. Every rank must call it."""
         means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
-        values = dict(zip(self.sums, ranks.mean(means, model).tolist(), strict=True))
+        values = dict(zip(self.sums, ranks.mean_over_ranks(means, model).tolist(), strict=True))
         self.sums, self.counts = {}, {}
         values |= {} if lr is None else {"lr": lr}
         if dropped := int(self.dropped):
@@ -134,10 +137,10 @@ class History:
         points = [(step, value) for step, value in points if math.isfinite(value)]
         lowest, least = min(points, key=lambda point: point[1], default=(0, 0.0))
         later = [value for step, value in points if step > lowest]
-        if len(later) < RISEN or 5 * (points[-1][0] - lowest) < steps:
+        if len(later) < RISEN_VALIDATIONS or 5 * (points[-1][0] - lowest) < steps:
             return None
-        bound = least + GAIN * (points[0][1] - least)
-        return lowest if all(value > bound for value in later[-RISEN:]) else None
+        bound = least + RISEN_SHARE * (points[0][1] - least)
+        return lowest if all(value > bound for value in later[-RISEN_VALIDATIONS:]) else None
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
         """A sentence with the metric of this recipe's reference run at a step. None if there is no reference

@@ -23,11 +23,13 @@ from gzcli.store.run_folder import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH = 80  # columns of a line of losses; those that do not fit are in `log.txt`
-BAR = 56  # columns of a terminal that the bar needs besides its note
-FULL = 16_000_000  # bytes of `log.txt`, 150,000 lines of losses
+LINE_COLUMNS = 80  # columns of a line of losses; those that do not fit are in `log.txt`
+BAR_COLUMNS = 56  # columns of a terminal that the bar needs besides its note
+MAX_LOG_BYTES = 16_000_000  # bytes of `log.txt`, 150,000 lines of losses
 PLAIN_AFTER = 10.0  # seconds until the first line without a terminal; each further one takes twice as long
-LINES = 3  # parts of a run that have a line of losses if there is no terminal: `log.txt` has them all
+PARTS_WITH_LINES = (
+    3  # parts of a run that have a line of losses if there is no terminal: `log.txt` has them all
+)
 
 
 class Log:
@@ -100,7 +102,7 @@ class Log:
         """The bar of a training run: step, it/s, time left, losses."""
         streams.stop_spinner()
         if not self.fancy:
-            yield TrainBar(self, None, start, steps, lines=math.ceil(LINES / stages))
+            yield TrainBar(self, None, start, steps, lines=math.ceil(PARTS_WITH_LINES / stages))
             return
         with self._rich_bar() as bar:
             yield TrainBar(self, bar, start, steps)
@@ -130,12 +132,12 @@ class Log:
             print(erase + streams.broken(printable(text), columns), file=sys.stderr, flush=True)
 
     def record(self, text: str) -> None:
-        """A line of `log.txt`, which is renamed to `log.1.txt` beyond FULL bytes."""
+        """A line of `log.txt`, which is renamed to `log.1.txt` beyond MAX_LOG_BYTES bytes."""
         if self.folder and self.folder.is_dir():
             path = Run(self.folder).log_file
             with files.appending(path) as f:
                 f.write(f"{time.strftime('%F %T')} {printable(text)}\n")
-                full = f.tell() > FULL
+                full = f.tell() > MAX_LOG_BYTES
             if full:
                 os.replace(path, Run(self.folder).earlier_log_file)
 
@@ -145,7 +147,7 @@ class TrainBar:
 
     speed: Speed | None = None  # work of a step; None: only steps per second are shown
 
-    def __init__(self, log: Log, bar: Any, start: int, steps: int, lines: int = LINES):
+    def __init__(self, log: Log, bar: Any, start: int, steps: int, lines: int = PARTS_WITH_LINES):
         self.log, self.bar, self.start, self.steps, self.lines = log, bar, start, steps, lines
         self.part = -1  # index of the last line's part, of the run's `lines` parts
         self.since, self.at = time.monotonic(), start
@@ -167,7 +169,7 @@ class TrainBar:
         main = [text for key, text in texts.items() if key.rsplit(".")[-1] in ("loss", "bpd")]
         if self.bar:  # only these fit beside the bar
             line = "  ".join([f"{rate:.1f} it/s", *main])
-            note = with_room(line, in_words(speeds), self.bar.console.width - BAR)
+            note = with_room(line, in_words(speeds), self.bar.console.width - BAR_COLUMNS)
             self.bar.update(self.task, note=note)
         elif self.log.main and self.log.mode == "human" and self.is_due(step):
             remaining = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
@@ -176,7 +178,7 @@ class TrainBar:
             validated = [self.log.validated] if self.log.validated else []
             further = [text for text in texts.values() if text not in main]
             extras = [*main[:1], *validated, *main[1:], *further, *in_words(speeds)]
-            self.log.say(with_room(line, extras, WIDTH))
+            self.log.say(with_room(line, extras, LINE_COLUMNS))
         losses = "  ".join(texts.values())
         self.log.record("  ".join([f"step {step}  {rate:.2f} it/s  {losses}", *in_words(speeds)]))
         return {"it_s": round(rate, 3), **speeds}

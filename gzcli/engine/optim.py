@@ -13,23 +13,25 @@ from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 from torch.optim.adamw import adamw
 
 from gzcli.core import ranks
-from gzcli.core.devices import kind_of
+from gzcli.core.devices import device_kind
 from gzcli.core.errors import MissingError, UsageError, did_you_mean, install_line
 from gzcli.core.hints import advice, setting
 from gzcli.core.sections import SCHEDULES, OptimSection
 from gzcli.models.base import Phase
 from gzcli.models.nn import is_shape_only
 
-NARROW = 32  # matrices with fewer rows or columns are updated by AdamW
-MOMENTUM = 0.95
+MIN_MATRIX_SIDE = 32  # matrices with fewer rows or columns are updated by AdamW
+MUON_MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and keeps singular values between .5 and 1.5
 GRAM_STEPS = (3, 2)  # steps of iterating x xᵀ; with all 5 at once, small singular values are off by 1e-4
-STEPS = sum(GRAM_STEPS)  # steps of the Newton–Schulz iteration
-LONG = 3  # columns for each row from which x xᵀ is faster: 1.2 times on a CPU, by 9 1.8 times, by 18 2.1
+NEWTON_SCHULZ_STEPS = sum(GRAM_STEPS)  # steps of the Newton–Schulz iteration
+LONG_RATIO = (
+    3  # columns for each row from which x xᵀ is faster: 1.2 times on a CPU, by 9 1.8 times, by 18 2.1
+)
 RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 2.2)
 
 
-def settings(
+def phase_settings(
     section: OptimSection, phases: list[Phase], possible: Collection[str] = ()
 ) -> dict[str, OptimSection]:
     """The settings of each phase: the section, overridden by the keys under the phase's name.
@@ -54,7 +56,7 @@ def build(
         scale = group.get("lr_scale", 1.0)
         groups.append({"lr": conf.lr * scale, "weight_decay": conf.weight_decay, **group, "lr_scale": scale})
     betas, eps = (float(conf.betas[0]), float(conf.betas[1])), conf.eps
-    fused = kind_of(phase.parameters()[0].device).fused
+    fused = device_kind(phase.parameters()[0].device).fused
     optimizers: dict[str, Callable[..., Optimizer]] = {
         "adam": partial(Adam, betas=betas, eps=eps, fused=fused),
         "adamw": partial(AdamW, betas=betas, eps=eps, fused=fused),
@@ -114,7 +116,7 @@ def step(
     batch does not end a run. On a GPU, the host waits for the norm only if there is a `most`, or if
     parameters are sharded."""
     take = optimizer.step if scaler is None else partial(scaler.step, optimizer)
-    waits = most or not kind_of(norm.device).queued or ranks.is_sharded(params[0])
+    waits = most or not device_kind(norm.device).queued or ranks.is_sharded(params[0])
     if waits and not is_shape_only():  # a trial without values has no norm
         if scaler is not None or bool(norm <= most if most else norm.isfinite()):
             take()
@@ -146,7 +148,7 @@ class Muon(Optimizer):
     ):
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         parts = list(split_groups(groups, matrices_of(model) if model else None))
-        fused = kind_of(parts[0]["params"][0].device).fused
+        fused = device_kind(parts[0]["params"][0].device).fused
         super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
 
     @torch.no_grad()
@@ -160,8 +162,8 @@ class Muon(Optimizer):
         """Updates each matrix separately, even if several share a parameter. Matrices of one size are
         batched."""
         moments = [self.state_of(p, "momentum") for p in params]
-        torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
-        ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
+        torch._foreach_lerp_(moments, grads, 1 - MUON_MOMENTUM)
+        ahead = torch._foreach_lerp(grads, moments, MUON_MOMENTUM)  # Nesterov's
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         counts = dict(zip(map(id, group["params"]), group["matrices"], strict=True))
         sizes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
@@ -209,7 +211,7 @@ def matrices_of(model: nn.Module) -> dict[int, int]:
 
 def is_wide(p: Tensor, matrices: int = 1) -> bool:
     """Whether p [out, in, …] consists of matrices [out / matrices, rest] worth orthogonalizing."""
-    return p.ndim >= 2 and matrices > 0 and min(len(p) // matrices, p[0].numel()) >= NARROW
+    return p.ndim >= 2 and matrices > 0 and min(len(p) // matrices, p[0].numel()) >= MIN_MATRIX_SIDE
 
 
 def orthogonalised(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -218,12 +220,12 @@ def orthogonalised(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     tall = g.shape[1] > g.shape[2]
     x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    if x.shape[2] >= LONG * x.shape[1] and x.dtype != torch.bfloat16:
+    if x.shape[2] >= LONG_RATIO * x.shape[1] and x.dtype != torch.bfloat16:
         for steps in GRAM_STEPS:
             x = newton_schulz_factor(x @ x.mT, steps) @ x
     else:
         a, b, c = QUINTIC
-        for _ in range(STEPS):
+        for _ in range(NEWTON_SCHULZ_STEPS):
             s = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(g)

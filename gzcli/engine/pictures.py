@@ -13,11 +13,13 @@ import numpy as np
 from gzcli.core.streams import printable
 from gzcli.store.files import make_folder, replacing
 from gzcli.store.metrics import curves, metric_lines
-from gzcli.store.png import texts
+from gzcli.store.png import text_chunks
 from gzcli.store.run_folder import Run
 
-RATES = ("it_s", "images_s", "tflops", "mfu")  # of a line of losses
-APART = 12  # factor between ranges of scores from which an axis is logarithmic far from the median
+RATE_KEYS = ("it_s", "images_s", "tflops", "mfu")  # of a line of losses
+LOGARITHMIC_FACTOR = (
+    12  # factor between ranges of scores from which an axis is logarithmic far from the median
+)
 
 
 def histograms(
@@ -53,10 +55,10 @@ def histograms(
     save_figure(figure, path)
 
 
-Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
+AxisScale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
 
-def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
+def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, AxisScale | None]:
     """Edges [count + 1] of bins for the scores of every set, and the axis scale with its inverse (None if it
     is linear). The edges span the quantiles .005 … .995 of each set. If this span is more than `APART` times
     that of one set, equal bins would show that set as a single bar. The bins are then equal in arsinh((s −
@@ -66,7 +68,7 @@ def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray
     widths = [r[1] - r[0] for r in ranges if r[1] > r[0]]
     if high <= low:
         return np.linspace(low - 0.5, low + 0.5, count + 1), None
-    if not widths or high - low <= APART * min(widths):
+    if not widths or high - low <= LOGARITHMIC_FACTOR * min(widths):
         return np.linspace(low, high, count + 1), None
     center, width = float(np.median(sides[0])), (float(np.ptp(ranges[0])) or min(widths)) / 8
 
@@ -109,7 +111,7 @@ def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
 def training_speed(folder: Path) -> dict[str, float]:
     """The median recorded speed of a training: `it_s`, `images_s` and, if known, `tflops` and `mfu`."""
     lines = metric_lines(folder)
-    rates = {name: [line[name] for line in lines if name in line] for name in RATES}
+    rates = {name: [line[name] for line in lines if name in line] for name in RATE_KEYS}
     return {name: statistics.median(values) for name, values in rates.items() if values}
 
 
@@ -161,5 +163,5 @@ def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
     make_folder(path.parent)
     with replacing(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")  # a letter that the font lacks becomes a box
-        figure.savefig(part, dpi=dpi, metadata=texts(), format="png")
+        figure.savefig(part, dpi=dpi, metadata=text_chunks(), format="png")
     pyplot().close(figure)

@@ -30,7 +30,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.hints import Option, advice, setting
 from gzcli.core.sections import Part, part_of
-from gzcli.core.types import Batch, DataInfo, ImageNoise, mix, moved
+from gzcli.core.types import Batch, DataInfo, ImageNoise, mix, moved_to
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainImages, scan
 from gzcli.data.packs.open import head_of
@@ -43,14 +43,14 @@ from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.store import files, runs
-from gzcli.store.files import need_space, new_dir, remove_tree, sweep
+from gzcli.store.files import need_space, new_dir, remove_leftovers, remove_tree
 from gzcli.store.hub import hub_home, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
 AT_ONCE = 64  # images per batch that a model prepares, or an autoencoder encodes
-PREPARATION = 0.4  # largest share of a training's time for preparation; steps get at least half
-MEASURED = 2000  # training images on whose latents mean and deviation are measured
+PREPARATION_SHARE = 0.4  # largest share of a training's time for preparation; steps get at least half
+MEASURED_IMAGES = 2000  # training images on whose latents mean and deviation are measured
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
 STABLE_DIFFUSION = 4, 8  # channels of a latent, and the factor by which its sides are smaller
 Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}
@@ -106,7 +106,7 @@ def count_in_time(
                 model.prepare(batch)
             times.append(clock() - since)
     model.train()
-    n = ranks.agree(int(PREPARATION * seconds * ranks.world() * len(few) / max(times[-1], 1e-9)))
+    n = ranks.agree(int(PREPARATION_SHARE * seconds * ranks.world() * len(few) / max(times[-1], 1e-9)))
     return min(len(positions), max(n, len(few)))
 
 
@@ -126,7 +126,7 @@ def with_remembered(model: Model, batch: Batch, memory: dict[tuple[int, int], Ma
         memory[place] = {
             key: value.cpu() for key, value in model.prepare(replace(batch, noise=noise)).items()
         }
-    batch.extra |= {key: moved(value, batch.x.device) for key, value in memory.get(place, {}).items()}
+    batch.extra |= {key: moved_to(value, batch.x.device) for key, value in memory.get(place, {}).items()}
     return batch
 
 
@@ -212,7 +212,7 @@ def _measure(
     autoencoder: Any, pack: Pack, levels: int | None, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """The mean and the inverse standard deviation of each channel, over latents of training images."""
-    index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:MEASURED]
+    index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:MEASURED_IMAGES]
     batches = scan(pack, "train", batch_size=AT_ONCE, levels=levels, device=device, index=index)
     with torch.inference_mode():
         parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
@@ -284,7 +284,7 @@ def write_maps(
     main = ranks.rank() == 0
     maps: dict[str, np.memmap] = {}
     if main:
-        sweep(folder.parent)
+        remove_leftovers(folder.parent)
     with torch.inference_mode(), new_dir(folder, keep=True) if main else nullcontext(folder) as part:
         part = ranks.agree(part)
         for split, index in positions.items():

@@ -26,8 +26,10 @@ from gzcli.models.base import Model, group_options
 from gzcli.models.nn import spread_labels
 from gzcli.store import runs
 
-BATCH_SIZE = 256  # images of VALUES values in a batch on a usual device
-VALUES = 3 * 64 * 64  # values of the largest image in a full batch; batches of larger images are smaller
+BATCH_SIZE = 256  # images of VALUES_AT_ONCE values in a batch on a usual device
+VALUES_AT_ONCE = (
+    3 * 64 * 64
+)  # values of the largest image in a full batch; batches of larger images are smaller
 
 
 def draw(trained: Trained, n: int, **options: Any) -> np.ndarray:
@@ -129,7 +131,7 @@ def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
     channels, *trained_sides = trained.images.shape
     values = channels * math.prod(sides(size) if (size := options.get("size")) else trained_sides)
     most = devices.batch_of(BATCH_SIZE, trained.device)
-    return max(1, min(most, most * VALUES // values))
+    return max(1, min(most, most * VALUES_AT_ONCE // values))
 
 
 def cycled(values: Any, rows: range, device: torch.device) -> Any:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from gzcli.engine.trained import Trained
 
-CELL = 96  # side in pixels up to which small images are enlarged, by integer factors
-SMOOTH = "BICUBIC"  # Pillow's filter for images that are looked at
-PAPER = 236  # grey level of the background, against which white images have an edge
-GAP, BETWEEN, MARGIN = 3, 14, 8  # pixels between images, between blocks of rows, around all
-FONT = 13  # height of letters in pixels
-HEAD = FONT + MARGIN  # pixels of a line of headings
-LINE = FONT + 2  # pixels of a line of text below an image
-BAND = 12  # maximum number of classes side by side
+CELL_SIDE = 96  # side in pixels up to which small images are enlarged, by integer factors
+SMOOTH_FILTER = "BICUBIC"  # Pillow's filter for images that are looked at
+PAPER_GREY = 236  # grey level of the background, against which white images have an edge
+IMAGE_GAP, BLOCK_GAP, SHEET_MARGIN = 3, 14, 8  # pixels between images, between blocks of rows, around all
+LETTER_HEIGHT = 13  # height of letters in pixels
+HEADING_HEIGHT = LETTER_HEIGHT + SHEET_MARGIN  # pixels of a line of headings
+TEXT_HEIGHT = LETTER_HEIGHT + 2  # pixels of a line of text below an image
+CLASSES_PER_BAND = 12  # maximum number of classes side by side
 
 
 @dataclass(frozen=True)
@@ -46,38 +46,43 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     blocks, caption = [list(map(_drawable, block)) for block in blocks], in_a_line(caption)
     rows = [row for block in blocks for row in block]
     channels, height, width = rows[0].images[0].shape
-    scale = max(1, CELL // max(height, width))
-    high, wide = height * scale + GAP, width * scale + GAP
-    font, small = font_of(FONT), font_of(FONT - 1)
+    scale = max(1, CELL_SIDE // max(height, width))
+    high, wide = height * scale + IMAGE_GAP, width * scale + IMAGE_GAP
+    font, small = font_of(LETTER_HEIGHT), font_of(LETTER_HEIGHT - 1)
     names = max(round(font.getlength(row.name)) for row in rows)
-    left = MARGIN + (names + MARGIN if names else 0)
-    across = left + max(len(row.images) for row in rows) * wide - GAP + MARGIN
+    left = SHEET_MARGIN + (names + SHEET_MARGIN if names else 0)
+    across = left + max(len(row.images) for row in rows) * wide - IMAGE_GAP + SHEET_MARGIN
     parts = [math.ceil(small.getlength(part)) for part in caption.split(" · ")]
-    across = max(across, max(parts) + 2 * MARGIN)
-    lines = wrap_text(caption, across - 2 * MARGIN) if caption else []
-    texts = sum(HEAD for row in rows if row.marks) + sum(under(row) for row in rows)
-    down = 2 * MARGIN + texts + len(rows) * high - GAP + (len(blocks) - 1) * BETWEEN
-    size = (across, down + len(lines) * HEAD)
-    canvas = Image.new("L" if channels == 1 else "RGB", size, (PAPER,) * channels)
+    across = max(across, max(parts) + 2 * SHEET_MARGIN)
+    lines = wrap_text(caption, across - 2 * SHEET_MARGIN) if caption else []
+    texts = sum(HEADING_HEIGHT for row in rows if row.marks) + sum(under(row) for row in rows)
+    down = 2 * SHEET_MARGIN + texts + len(rows) * high - IMAGE_GAP + (len(blocks) - 1) * BLOCK_GAP
+    size = (across, down + len(lines) * HEADING_HEIGHT)
+    canvas = Image.new("L" if channels == 1 else "RGB", size, (PAPER_GREY,) * channels)
     draw = ImageDraw.Draw(canvas)
-    y = MARGIN
+    y = SHEET_MARGIN
     for block in blocks:
         for row in block:
             if row.marks:
                 for j, mark in enumerate(row.marks[: len(row.images)]):
-                    middle = left + j * wide + (wide - GAP) // 2
-                    draw.text((middle, y + FONT), fit_text(mark, wide - GAP), "black", font, "ms")
-                y += HEAD
-            draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", font, "rm")
+                    middle = left + j * wide + (wide - IMAGE_GAP) // 2
+                    draw.text(
+                        (middle, y + LETTER_HEIGHT), fit_text(mark, wide - IMAGE_GAP), "black", font, "ms"
+                    )
+                y += HEADING_HEIGHT
+            draw.text((left - SHEET_MARGIN, y + (high - IMAGE_GAP) // 2), row.name, "black", font, "rm")
             for j, image in enumerate(row.images):
                 canvas.paste(enlarged(image, scale, exact=row.exact), (left + j * wide, y))
                 for i, line in enumerate(row.under[j] if row.under else ()):
-                    place = (left + j * wide + (wide - GAP) // 2, y + high + (i + 1) * LINE - GAP)
-                    draw.text(place, fit_text(line, wide - GAP, end=True), "black", small, "ms")
+                    place = (
+                        left + j * wide + (wide - IMAGE_GAP) // 2,
+                        y + high + (i + 1) * TEXT_HEIGHT - IMAGE_GAP,
+                    )
+                    draw.text(place, fit_text(line, wide - IMAGE_GAP, end=True), "black", small, "ms")
             y += high + under(row)
-        y += BETWEEN
+        y += BLOCK_GAP
     for i, line in enumerate(lines):
-        draw.text((MARGIN, down + i * HEAD + FONT), line, "dimgray", small, "ls")
+        draw.text((SHEET_MARGIN, down + i * HEADING_HEIGHT + LETTER_HEIGHT), line, "dimgray", small, "ls")
     picture = np.asarray(canvas)
     return picture[:, :, None] if channels == 1 else picture
 
@@ -92,7 +97,7 @@ def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
     """An image uint8 [C, H, W] as a Pillow image, enlarged by the integer `scale`."""
     from PIL import Image
 
-    rule = Image.Resampling.NEAREST if exact else Image.Resampling[SMOOTH]
+    rule = Image.Resampling.NEAREST if exact else Image.Resampling[SMOOTH_FILTER]
     picture = picture_of(image.transpose(1, 2, 0))
     return picture if scale == 1 else picture.resize((picture.width * scale, picture.height * scale), rule)
 
@@ -100,7 +105,7 @@ def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
 def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> np.ndarray:
     """Images uint8 [N, C, H, W] as one image [H', W', C], as square as possible."""
     n, _, high, wide = images.shape
-    return blocks([Row("", images)], columns or columns_of(n, high / wide), caption=caption)
+    return blocks([Row("", images)], columns or grid_columns(n, high / wide), caption=caption)
 
 
 def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str], caption: str) -> np.ndarray:
@@ -108,8 +113,8 @@ def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str]
     are many classes. Samples without classes make a sheet that is as square as possible."""
     n = len(images)
     turn = turn_of(labels, n)
-    if labels is not None and turn > BAND:
-        broad = math.ceil(turn / math.ceil(turn / BAND))
+    if labels is not None and turn > CLASSES_PER_BAND:
+        broad = math.ceil(turn / math.ceil(turn / CLASSES_PER_BAND))
         names = [label_name(label, classes) for label in labels[:turn]]
         bands = []
         for first in range(0, turn, broad):
@@ -169,7 +174,7 @@ def caption_of(
     return " · ".join([*words, f"seed {seed}", *(f"{key} {value}" for key, value in options.items())])
 
 
-def columns_of(n: int, ratio: float) -> int:
+def grid_columns(n: int, ratio: float) -> int:
     """The number of images per row with which a grid of n images is about square."""
     ideal = math.sqrt(n * ratio)
     full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
@@ -180,12 +185,12 @@ def columns_of(n: int, ratio: float) -> int:
 
 def under(row: Row) -> int:
     """The height in pixels of the text below the images of a row."""
-    return len(row.under[0]) * LINE + MARGIN // 2 if row.under else 0
+    return len(row.under[0]) * TEXT_HEIGHT + SHEET_MARGIN // 2 if row.under else 0
 
 
 def fit_text(text: str, width: int, *, end: bool = False) -> str:
     """The text, cut short with `…` if it is wider than `width` pixels."""
-    length = font_of(FONT).getlength
+    length = font_of(LETTER_HEIGHT).getlength
     if length(text) <= width:
         return text
     shorter = [f"…{text[-k:]}" if end else f"{text[:k]}…" for k in range(len(text) - 1, 0, -1)]
@@ -197,7 +202,7 @@ def wrap_text(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for part in text.split(" · "):
         longer = f"{lines[-1]} · {part}" if lines else part
-        if lines and font_of(FONT - 1).getlength(longer) <= width:
+        if lines and font_of(LETTER_HEIGHT - 1).getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(part)

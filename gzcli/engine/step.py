@@ -34,9 +34,11 @@ from gzcli.store import rates
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LONG = 2_000  # steps of a run that gains from `torch.compile`: a U-Net takes about a minute to compile
+MIN_COMPILED_STEPS = (
+    2_000  # steps of a run that gains from `torch.compile`: a U-Net takes about a minute to compile
+)
 LONG_MINUTES = 10.0  # the same for a run whose length is given in minutes
-SMALL = 200e6  # parameters up to which a step may be bound by the launches of its kernels
+MAX_SMALL_PARAMETERS = 200e6  # parameters up to which a step may be bound by the launches of its kernels
 FOR_EVER = 1 << 40  # number of steps after which all annealing has ended
 BACKEND = "inductor"
 Draw = tuple[str, tuple[int, ...], int | None]  # method, shape and bound of `Noise._draw`
@@ -132,13 +134,13 @@ def trains_all(model: Model, first: Batch) -> bool:
     blank, batch, mode = without_values(model, first)
     try:
         with mode, ranks.alone():
-            reached = leaves(named_losses(blank, batch, phases[0].name)["loss"])
+            reached = reached_parameters(named_losses(blank, batch, phases[0].name)["loss"])
     except Exception:  # whatever a model does with tensors that have no values
         return False
     return all(id(p) in reached for p in blank.parameters() if p.requires_grad)
 
 
-def leaves(loss: Tensor) -> set[int]:
+def reached_parameters(loss: Tensor) -> set[int]:
     """The ids of the parameters that a backward pass from a loss reaches, found as DDP finds them."""
     seen: set[Any] = set()
     following: list[Any] = [loss.grad_fn]
@@ -174,16 +176,16 @@ def compiles(part: Part, model: Model, device: torch.device) -> bool:
     if part.train.compile != "auto":
         return part.train.compile
     minutes = part.train.minutes
-    long = minutes >= LONG_MINUTES if minutes else part.train.steps >= LONG
+    long = minutes >= LONG_MINUTES if minutes else part.train.steps >= MIN_COMPILED_STEPS
     is_single_phase = part.launch.strategy == "ddp" and len(model.phases()) == 1
-    return devices.kind_of(device).compiled and long and is_single_phase and not part.train.deterministic
+    return devices.device_kind(device).compiled and long and is_single_phase and not part.train.deterministic
 
 
 def mode_of(part: Part, model: Model, device: torch.device) -> str | None:
     """The mode of `torch.compile`. CUDA graphs launch all kernels of a small net at once; they own the memory
     of the gradients, which therefore cannot be added up over micro-batches."""
-    small = sum(p.numel() for p in model.parameters()) <= SMALL
-    graphs = devices.kind_of(device).compiled and small and part.train.accumulate == 1
+    small = sum(p.numel() for p in model.parameters()) <= MAX_SMALL_PARAMETERS
+    graphs = devices.device_kind(device).compiled and small and part.train.accumulate == 1
     return "reduce-overhead" if graphs else None
 
 

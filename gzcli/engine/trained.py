@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from gzcli.core import devices
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
 from gzcli.core.hints import Option, advice, gz
-from gzcli.core.sections import FORMAT, Part, part_of, renamed
+from gzcli.core.sections import RECIPE_FORMAT, Part, part_of, renamed
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
@@ -40,8 +40,8 @@ from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
-NAMED = 4  # maximum number of layers that a log line names
-USUAL = 16_384  # largest number of a recipe that needs no check against its weights
+MAX_NAMED_LAYERS = 4  # maximum number of layers that a log line names
+UNCHECKED_NUMBER = 16_384  # largest number of a recipe that needs no check against its weights
 
 
 def build_model(
@@ -53,7 +53,7 @@ def build_model(
     defaults = flat_defaults(cls)
     options = {renamed(key, defaults, "model"): value for key, value in part.options.items()}  # of older runs
     model = cls.of(info, **options, **(stages or {}))
-    if part.format < FORMAT:
+    if part.format < RECIPE_FORMAT:
         model.on_format(part.format)
     return model
 
@@ -131,7 +131,7 @@ def _check_sizes(saved: Saved) -> None:
     """Raises DamagedError for a recipe's number that is too large for these weights. Building such a model
     would take all memory."""
     shapes = [tensor.shape for tensor in saved.weights.values()]
-    most = max(USUAL, len(shapes), *(side for shape in shapes for side in shape))
+    most = max(UNCHECKED_NUMBER, len(shapes), *(side for shape in shapes for side in shape))
     numbers = [*tree_leaves(saved.part.options), *saved.info.shape, len(saved.info.classes)]
     if beyond := [n for n in numbers if isinstance(n, int | float) and abs(n) > most]:
         raise DamagedError(
@@ -144,7 +144,7 @@ def to_device(model: Model, device: torch.device | str) -> Model:
     """The model on its device. On a GPU, weights of convolutions are in channels-last format, which its
     matrix units require."""
     model = model.to(device)
-    if devices.kind_of(device).channels_last:
+    if devices.device_kind(device).channels_last:
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 for p in module.parameters(recurse=False):
@@ -206,7 +206,7 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
     if wider:
         log.info(f"`train.init`: inputs that are new to these weights start at zero: {', '.join(wider)}")
     initial = {name: value for name, value in present.items() if earlier and name not in weights} | anew
-    if fresh := [name for name in initial if not name.endswith(checkpoints.EXTRA)]:
+    if fresh := [name for name in initial if not name.endswith(checkpoints.EXTRA_STATE)]:
         numbers = {name: p.numel() for name, p in model.named_parameters()}
         share = sum(numbers.get(name, 0) for name in fresh) / max(1, sum(numbers.values()))
         if share == 1:
@@ -235,7 +235,9 @@ def _of_other_data(
     present, parameters = model.state_dict(), dict(model.named_parameters())
     info = replace(earlier, classes=earlier.classes if options.get("conditional") else ())
     anew = model.begins_anew(info, weights)
-    if dropped := [name for name in weights if name not in present and not name.endswith(checkpoints.EXTRA)]:
+    if dropped := [
+        name for name in weights if name not in present and not name.endswith(checkpoints.EXTRA_STATE)
+    ]:
         log.info(f"`train.init`: unused layers of the weights: {_some(dropped)}")
     fit = {n: v for n, v in weights.items() if n in present and v.shape == present[n].shape}
     changed = {n: v for n, v in anew.items() if n in fit and n in parameters}  # because of missing layers
@@ -245,7 +247,9 @@ def _of_other_data(
 
 def _some(names: Sequence[str]) -> str:
     """The first of some names, in words."""
-    return ", ".join(f"`{name}`" for name in names[:NAMED]) + (" …" if len(names) > NAMED else "")
+    return ", ".join(f"`{name}`" for name in names[:MAX_NAMED_LAYERS]) + (
+        " …" if len(names) > MAX_NAMED_LAYERS else ""
+    )
 
 
 def with_zero_inputs(
@@ -325,7 +329,7 @@ def _check_architecture(
         return
     shared = {name for name in shapes if name in twin}
     padded = with_zero_inputs({name: shapes[name].to("meta") for name in shared}, twin)[0]
-    numbers = sum(value.numel() for name, value in twin.items() if not name.endswith(checkpoints.EXTRA))
+    numbers = sum(value.numel() for name, value in twin.items() if not name.endswith(checkpoints.EXTRA_STATE))
     if 2 * sum(twin[name].numel() for name in shared) < numbers or any(
         padded[name].shape != twin[name].shape for name in shared
     ):
@@ -469,7 +473,7 @@ class Trained:
     def precision(self) -> str:
         """The precision of samples: fp32, bf16 or fp16. On a CPU, which lacks fp16, fp16 becomes `auto`."""
         requested, kind = self.requested_precision or self.part.train.precision, self.device.type
-        lacks = requested == "fp16" and not devices.kind_of(kind).fp16
+        lacks = requested == "fp16" and not devices.device_kind(kind).fp16
         return rates.chosen_precision("auto" if lacks else requested, kind)
 
     def sampling(self) -> AbstractContextManager[None]:
@@ -585,7 +589,7 @@ def load_trained(
     run: Run, device: torch.device | str, checkpoint: str = "finished", precision: str | None = None
 ) -> Trained:
     """The trained model of a run; `checkpoint` and errors are those of `load_model`."""
-    if precision == "fp16" and not devices.kind_of(device).fp16:
+    if precision == "fp16" and not devices.device_kind(device).fp16:
         raise UsageError(
             "precision `fp16` needs a GPU", hint="use `bf16`, which works on many CPUs, or `fp32`"
         )

@@ -22,13 +22,13 @@ from gzcli.data.packs.pack import Pack, values_of
 from gzcli.data.sets.labels import in_turns
 from gzcli.engine import checkpoint, guidance, sampler, sheets
 from gzcli.engine.averages import Snapshots
-from gzcli.engine.cadence import KINDS, SHARE, Cadence, Pauses, Stop, listening
-from gzcli.engine.ema import EMA, LENGTHS, MANY, SOME, random_images
+from gzcli.engine.cadence import PAUSE_KINDS, PAUSE_SHARE, Cadence, Pauses, Stop, listening
+from gzcli.engine.ema import CALIBRATION_IMAGES, EMA, LENGTHS, QUICK_CALIBRATION_IMAGES, random_images
 from gzcli.engine.forecast import sample_seconds, speed_of
 from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
-from gzcli.engine.prepared import PREPARATION, count_in_time, prepare, train_images
+from gzcli.engine.prepared import PREPARATION_SHARE, count_in_time, prepare, train_images
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, init_from, stages_for, to_device
 from gzcli.engine.updates import Updates
@@ -38,8 +38,8 @@ from gzcli.engine.validate import (
     chosen_by,
     judge_of,
     mean_count,
-    seconds_of,
     validate,
+    validation_seconds,
 )
 from gzcli.metrics import collapse
 from gzcli.metrics.classifier import NetFeatures
@@ -55,8 +55,10 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-GRID, LAST_GRID = 36, 64  # samples per grid during training, and at its end
-CHECK = 50  # steps between two checks whether the loss is finite, if a check waits for other ranks or a GPU
+GRID_SAMPLES, LAST_GRID = 36, 64  # samples per grid during training, and at its end
+CHECK_STEPS = (
+    50  # steps between two checks whether the loss is finite, if a check waits for other ranks or a GPU
+)
 
 
 class Trainer(Updates):
@@ -129,7 +131,7 @@ class Trainer(Updates):
         n = count_in_time(self.model, self.images, positions, 60 * minutes, clock)
         if n >= len(positions):
             return self.part
-        why = f"preparation takes at most {100 * PREPARATION:.0f} % of the time"
+        why = f"preparation takes at most {100 * PREPARATION_SHARE:.0f} % of the time"
         self.log.warn(f"{n:,} of {len(positions):,} training images are used, because {why}")
         if self.rank == 0:  # before it is prepared: a second attempt finds the rows of these images
             write_chosen(self.run, {"data": {"n": n}})
@@ -154,7 +156,7 @@ class Trainer(Updates):
             self.end = self.start
         if self.start >= self.end:  # stopped between its last checkpoint and its final image
             validated = ranks.agree(self.history.validated(self.end))
-            self.pause(self.end, KINDS - {"eval"} if validated else KINDS)
+            self.pause(self.end, PAUSE_KINDS - {"eval"} if validated else PAUSE_KINDS)
             return
         stop = Stop(self.run.owner.path, world=self.world, device=self.device)
         streams.change_spinner("preparing the model with training images")
@@ -176,17 +178,17 @@ class Trainer(Updates):
                     raise Interrupted(
                         message, signum=signum, hint=gz("train", self.run.owner.id, resume=True)
                     )
-                if due := self.cadence.due(step + 1) | (KINDS if step + 1 == self.steps else set()):
+                if due := self.cadence.due(step + 1) | (PAUSE_KINDS if step + 1 == self.steps else set()):
                     self.pause(step + 1, due)
                 if step + 1 == self.end:
                     return
 
     def record(self, losses: dict[str, Tensor], done: int, bar: TrainBar) -> None:
         """Records the losses of a step, checks them and shows their means when due."""
-        alone, last = not devices.kind_of(self.device).queued and self.world == 1, done == self.end
+        alone, last = not devices.device_kind(self.device).queued and self.world == 1, done == self.end
         self.history.add(losses)
         bar.advance(done)
-        if done % (1 if alone else min(CHECK, self.train.log_every)) == 0 or last:
+        if done % (1 if alone else min(CHECK_STEPS, self.train.log_every)) == 0 or last:
             self.history.check_finite(done, self.steps)
         if done % self.train.log_every == 0 or last:
             first, *rest = self.optimizers.values()
@@ -256,13 +258,13 @@ class Trainer(Updates):
             else:  # its judge has not learned its classes
                 self.cadence.every["eval"] = 0
         if last := done == self.end:
-            due = due | KINDS
+            due = due | PAUSE_KINDS
             self.snapshots.take(done, last=True)
             self.save_timed(done)  # also where patience has just ended the training
             self.finish()
         if "sample" in due:
             with self.cadence.timed("sample"):
-                self.picture(done, LAST_GRID if last else GRID)
+                self.picture(done, LAST_GRID if last else GRID_SAMPLES)
         if self.rank == 0 and (every := self.cadence.intervals()) != before:
             write_chosen(self.run, {"train": every})
         if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():
@@ -435,17 +437,19 @@ class Trainer(Updates):
             cheaper = self.model.watched if self.metric and train.best == "auto" else None
             for metric in filter(None, (self.metric, cheaper)):
                 self.metric = metric
-                took["eval"] = seconds_of(trained, metric, **packs, net=self.net, each=each, clock=clock)
-                if ranks.agree(took["eval"] <= 2 * SHARE * length):
+                took["eval"] = validation_seconds(
+                    trained, metric, **packs, net=self.net, each=each, clock=clock
+                )
+                if ranks.agree(took["eval"] <= 2 * PAUSE_SHARE * length):
                     break
             else:
-                took = self.validate_fewer(ranks.agree(took), 2 * SHARE * length)
+                took = self.validate_fewer(ranks.agree(took), 2 * PAUSE_SHARE * length)
         took["sample"] = (train.samples or LAST_GRID) * each
         if self.ema.calibrate:  # each pause recomputes them; a checkpoint takes little else
             took = {kind: averaging + took.get(kind, 0.0) for kind in (*took, "checkpoint")}
 
         def end(steps: int) -> float:
-            return guidance.seconds_of(trained, replace(train, steps=steps), each)
+            return guidance.choice_seconds(trained, replace(train, steps=steps), each)
 
         return Pauses(train, length, ranks.agree(took), end)  # all ranks pause at the same steps
 
@@ -491,7 +495,7 @@ class Trainer(Updates):
                 self.history.trackers.picture(done, path)
 
     def some_images(self) -> Iterator[Batch]:
-        n = SOME if 0 < self.done < self.end else MANY
+        n = QUICK_CALIBRATION_IMAGES if 0 < self.done < self.end else CALIBRATION_IMAGES
         return random_images(self.images, self.batches.positions(), n)
 
     def machine(self) -> dict[str, Any]:

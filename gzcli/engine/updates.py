@@ -45,7 +45,7 @@ class Updates:
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         possible = catalog.phases(catalog.card(part.model)) or ()
-        self.settings = optim.settings(part.optim, self.phases, possible)
+        self.settings = optim.phase_settings(part.optim, self.phases, possible)
         shared: dict[str, Any] = {"model": model, "precision": kind or precision(part)}
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], **shared) for p in self.phases}
         # number of dimensions over which the loss of a phase is a sum, by which its gradient is divided

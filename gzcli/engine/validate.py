@@ -25,30 +25,36 @@ from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.features import has_lenet, lenet
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.metrics.pretrained import Features
-from gzcli.metrics.quality.neighbours import FAR, prdc
+from gzcli.metrics.quality.neighbours import DENSITY_NEIGHBOUR, prdc
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double, full_fp32
 from gzcli.store.runs import Run
 
-VALIDATION = 2000  # maximum number of validation images for metrics
+MAX_VALIDATION_IMAGES = 2000  # maximum number of validation images for metrics
 EVAL_BATCH = 100  # images per batch
-SAMPLES = 200  # samples for comparison, for a model with expensive sampling
-FEWEST = 200  # minimum number of validation images to compare with; a distance to fewer is mostly noise
-PATIENT = 10.0  # minimum minutes of a run that trains the judge of its data set, which takes about one
+SLOW_SAMPLES = 200  # samples for comparison, for a model with expensive sampling
+MIN_VALIDATION_IMAGES = (
+    200  # minimum number of validation images to compare with; a distance to fewer is mostly noise
+)
+PATIENT_MINUTES = (
+    10.0  # minimum minutes of a run that trains the judge of its data set, which takes about one
+)
 
 
 def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = None) -> str | None:
     """The metric that selects the best checkpoint: "bpd", "fd", "loss" or None; "auto": the model's choice.
     A model with a `watched` metric falls back to it if its samples cannot be judged. This is so with fewer
-    than FEWEST validation images, or without a judge and with less than PATIENT `minutes` for the run. Few
-    colour images always have a judge, a published network."""
+    than MIN_VALIDATION_IMAGES validation images, or without a judge and with less than PATIENT_MINUTES
+    `minutes` for the run. Few colour images always have a judge, a published network."""
     n = len(pack.images("val"))
     if choice == "none" or n == 0:
         return None
     metric = next(name for name in (choice, model.best, usual_metric(model)) if name != "auto")
     if choice == "auto" and metric == "fd" and model.watched:
-        judged = (minutes or 0.0) >= PATIENT or has_lenet(pack) or networks.published_judges(pack.meta)
-        return metric if n >= FEWEST and judged else model.watched
+        judged = (
+            (minutes or 0.0) >= PATIENT_MINUTES or has_lenet(pack) or networks.published_judges(pack.meta)
+        )
+        return metric if n >= MIN_VALIDATION_IMAGES and judged else model.watched
     if metric == "bpd" and model.data.levels is None:  # real numbers have densities, not bits
         metric = "loss"
     return None if metric == "fd" and n < 2 else metric
@@ -102,17 +108,17 @@ def validate(
     values: dict[str, float] = {}
     if metric in ("fd", "fd_lite"):
         try:
-            values = distances(trained, metric, pack, net, warn)
+            values = sample_distances(trained, metric, pack, net, warn)
         except sampler.NoneFinite as e:
             warn(e.message)
             values = {metric: math.nan}
     for name in (metric, trained.model.watched):
         if name and name not in values:
-            values[name] = mean(trained, name, data)
+            values[name] = validation_mean(trained, name, data)
     return values
 
 
-def seconds_of(
+def validation_seconds(
     trained: Trained,
     metric: str,
     *,
@@ -124,7 +130,7 @@ def seconds_of(
 ) -> float:
     """The seconds of `validate`, extrapolated from few images, if a sample takes `each`. Every rank must call
     it."""
-    real, total = pack.images("val")[:VALIDATION], 0.0
+    real, total = pack.images("val")[:MAX_VALIDATION_IMAGES], 0.0
     n_mean = mean_count(trained, len(real))
     if metric in ("fd", "fd_lite"):
         n = sample_count(trained, len(real))
@@ -132,19 +138,19 @@ def seconds_of(
         total += n * each + (n + len(real)) * features
     for name in {metric, trained.model.watched} - {"fd", "fd_lite"}:
         if name:
-            total += n_mean * seconds_each(partial(mean, trained, name, data), trained, clock)
+            total += n_mean * seconds_each(partial(validation_mean, trained, name, data), trained, clock)
     return total
 
 
 def mean_count(trained: Trained, real: int) -> int:
     """The number of validation images of a mean. If the model prepares images, which can take longer than its
     steps, there are at most a tenth as many as for training."""
-    n = min(real, trained.part.train.eval_images or VALIDATION)
+    n = min(real, trained.part.train.eval_images or MAX_VALIDATION_IMAGES)
     few = trained.part.data.n if hasattr(trained.model, "prepare") else None
     return min(n, max(1, few // 10)) if few else n
 
 
-def mean(trained: Trained, metric: str, data: Pack, most: int = VALIDATION) -> float:
+def validation_mean(trained: Trained, metric: str, data: Pack, most: int = MAX_VALIDATION_IMAGES) -> float:
     """The mean over validation images of the bits per dimension, or of the loss of the first phase. Every
     rank has its share of the same batches."""
     model, info, device = trained.model, trained.info, trained.device
@@ -168,17 +174,17 @@ def mean(trained: Trained, metric: str, data: Pack, most: int = VALIDATION) -> f
 
 def sample_count(trained: Trained, real: int) -> int:
     """The number of samples that are compared with validation images."""
-    return min(real, SAMPLES) if trained.model.watched else real
+    return min(real, SLOW_SAMPLES) if trained.model.watched else real
 
 
-def distances(
+def sample_distances(
     trained: Trained, name: str, pack: Pack, net: NetFeatures | Features | None, warn: Say
 ) -> dict[str, float]:
     """Metrics of samples against validation images: the Fréchet distance, under `name`, and `distance`, the
     mean distance between samples relative to that between real images. If the net is a classifier, `classes`
     is the entropy of the samples' classes relative to that of real images. A model with a `watched` metric
     draws only a few hundred samples, because each takes many calls, and also gets `recall`."""
-    real = pack.images("val")[:VALIDATION]
+    real = pack.images("val")[:MAX_VALIDATION_IMAGES]
     images = sampler.draw(trained, sample_count(trained, len(real)), warn=warn)
     if net is None:
         return {name: 0.0}
@@ -191,7 +197,7 @@ def distances(
         name: float(frechet_distance(real_features, fake)),
         "distance": collapse.diversity(fake, predicted, real_features, classes),
     }
-    if trained.model.watched and len(real) > FAR:
+    if trained.model.watched and len(real) > DENSITY_NEIGHBOUR:
         figures["recall"] = prdc(fake, real_features[: len(fake)])["recall"]
     if classifier and not classifier.rotations:
         figures["classes"] = collapse.coverage(predicted, classes)

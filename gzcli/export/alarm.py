@@ -17,20 +17,20 @@ import numpy as np
 
 from gzcli.core.errors import DivergedError, MissingError, UsageError, install_line
 from gzcli.core.sections import Fit
-from gzcli.data.readers.images import FORMATS, SUFFIXES
+from gzcli.data.readers.images import PILLOW_FORMATS, SUFFIXES
 from gzcli.engine.log import Log
 from gzcli.export import portable_alarm
 from gzcli.judge import methods
 from gzcli.judge.scores import write_csv
-from gzcli.metrics.alarms.combined import HIGHEST, LOWEST, Combined
+from gzcli.metrics.alarms.combined import AVERAGED_SCORES, MIN_STANDARDISED, Combined
 from gzcli.metrics.alarms.cross import Calibrated
-from gzcli.metrics.alarms.features import STRIDE, cells_of, enlargement, network
+from gzcli.metrics.alarms.features import FINE_STRIDE, cells_of, enlargement, network
 from gzcli.metrics.alarms.fitted import Fitted, Mapped
 from gzcli.metrics.alarms.local import Local, one_of
-from gzcli.metrics.alarms.neighbourhoods import SIDE, PcaPatch
+from gzcli.metrics.alarms.neighbourhoods import NEIGHBOURHOOD_CELLS, PcaPatch
 from gzcli.metrics.alarms.patches import KnnPatch, PatchCore
 from gzcli.metrics.alarms.pca import Components, Pca, PcaLocal
-from gzcli.metrics.alarms.whole import NEIGHBOUR, KnnPixels, Plain
+from gzcli.metrics.alarms.whole import KTH_NEIGHBOUR, KnnPixels, Plain
 from gzcli.metrics.pretrained import MEAN, STD, Block
 from gzcli.store import files
 from gzcli.store.jobs import PortableJob
@@ -208,9 +208,13 @@ def of_pca_local(g: Graph, fitted: PcaLocal, shape: Shape) -> str:
 def of_pca_patch(g: Graph, fitted: PcaPatch, shape: Shape) -> str:
     """The graph of `neighbourhoods.Whitened`, [N, 1, h, w]."""
     x, (c, _, _) = residual(g, shape, fitted.factor, fitted.components)
-    of, beyond = fitted.whitened, SIDE // 2
+    of, beyond = fitted.whitened, NEIGHBOURHOOD_CELLS // 2
     edge = np.array([0, 0, beyond, beyond] * 2, np.int64)
-    y = g("Conv", g("Pad", x, edge, mode="edge"), of.rows.reshape(len(of.rows), c, SIDE, SIDE))
+    y = g(
+        "Conv",
+        g("Pad", x, edge, mode="edge"),
+        of.rows.reshape(len(of.rows), c, NEIGHBOURHOOD_CELLS, NEIGHBOURHOOD_CELLS),
+    )
     return strength(g, g("Div", g("Sub", y, of.mean), of.deviation))
 
 
@@ -231,7 +235,7 @@ def features(g: Graph, shape: Shape, cell: int) -> str:
     (h, w), (c, height, width) = cells_of(shape, cell), shape
     x = g("Div", g("Cast", "image", to=1), np.float32(255))
     beyond = np.array([0, 0, 0, 0, 0, 0, h * cell - height, w * cell - width], np.int64)
-    x = resized(g, g("Pad", x, beyond, mode="edge"), (h * cell, w * cell), (h * STRIDE, w * STRIDE))
+    x = resized(g, g("Pad", x, beyond, mode="edge"), (h * cell, w * cell), (h * FINE_STRIDE, w * FINE_STRIDE))
     x = g("Div", g("Sub", x, np.float32(MEAN)), np.float32(STD))
     x = x if c == 3 else g("Concat", x, x, x, axis=1)
     finer, coarser = network()
@@ -291,7 +295,7 @@ def knn_pixels(g: Graph, fitted: KnnPixels, shape: Shape) -> tuple[str, str | No
     inside, _ = coordinates(g, x, fitted.components)
     apart = g("Sub", g("Unsqueeze", inside, np.array([1], np.int64)), fitted.bank)
     squares = g("ReduceSum", g("Mul", apart, apart), np.array([2], np.int64), keepdims=0)
-    k = min(NEIGHBOUR, len(fitted.bank))
+    k = min(KTH_NEIGHBOUR, len(fitted.bank))
     least = g("Neg", g("TopK", g("Neg", squares), np.array([k], np.int64)))
     return g("Sqrt", g("Slice", least, *(np.array([i], np.int64) for i in (k - 1, k, 1)))), None
 
@@ -318,11 +322,11 @@ def combined(g: Graph, fitted: Combined, shape: Shape) -> tuple[str, str]:
         scores.append(standard(g, largest(g, local(g, raw, of.local)), top))
         strong, faint = strong_and_faint(g, raw, of.local)
         cells = enlarged(g, one_of(strong, faint), of.factor, shape)
-        maps[strong is not None].append(g("Max", standard(g, cells, top), np.float32(LOWEST)))
+        maps[strong is not None].append(g("Max", standard(g, cells, top), np.float32(MIN_STANDARDISED)))
         if member.whole:
             z = standard(g, g.shaped(g("Log", rise(g, raw, of.local)), -1, 1), level)
             scores.append(g("Abs", z) if member.whole == 2 else z)
-    highest = g("TopK", g("Concat", *scores, axis=1), np.array([HIGHEST], np.int64))
+    highest = g("TopK", g("Concat", *scores, axis=1), np.array([AVERAGED_SCORES], np.int64))
     shown = decisive(g, g("Mean", *maps[True]), next(iter(maps[False]), None))
     return g.mean(highest, 1, keep=True), shown
 
@@ -431,7 +435,7 @@ def table(folder: Path, fold: np.ndarray, held_out: np.ndarray) -> None:
 def script(folder: Path, spec: dict[str, Any], held_out: int) -> list[str]:
     """Writes the script and its description of an alarm whose graph and table are in the folder. Returns the
     names of all files."""
-    kinds = {"formats": FORMATS, "suffixes": SUFFIXES}
+    kinds = {"formats": PILLOW_FORMATS, "suffixes": SUFFIXES}
     checks = {
         "held_out": held_out,
         "sha256": {name: files.checksum(folder / name) for name in (GRAPH, TABLE)},

@@ -28,7 +28,7 @@ from gzcli.export import alarm
 from gzcli.judge.alarm import split_held_out
 from gzcli.judge.local import Maps, fit_run_local
 from gzcli.judge.methods import is_good_test
-from gzcli.judge.scores import DRAWS, map_of
+from gzcli.judge.scores import NOISE_DRAWS, map_of
 from gzcli.metrics.alarms.local import Local, one_of
 from gzcli.models.base import flat_defaults, group_options
 from gzcli.store import files
@@ -36,7 +36,9 @@ from gzcli.store import files
 HELD_OUT = 2000  # maximum number of held-out scores
 AT_ONCE = 32  # images scored together
 TOLERANCE = 1e-3  # relative tolerance for scores of the graph
-ELSE = "use `--to file` for any run, or `--to diffusers` for those of `gz list models --can export`"
+OTHER_FORMATS_HINT = (
+    "use `--to file` for any run, or `--to diffusers` for those of `gz list models --can export`"
+)
 
 
 class DrawnNoise(Noise):
@@ -70,7 +72,7 @@ class LocalMap(nn.Module):
         method = getattr(trained.model, f"map_{name}")
         keys = flat_defaults(method)
         self.options = group_options(method, {k: v for k, v in trained.part.ood.options.items() if k in keys})
-        self.draws = [values for seed in range(DRAWS) if (values := self.recorded(trained, seed))]
+        self.draws = [values for seed in range(NOISE_DRAWS) if (values := self.recorded(trained, seed))]
         self.locals: list[Local] = []  # one map for each draw of noise; a single one without draws
 
     def recorded(self, trained: Trained, seed: int) -> list[Tensor]:
@@ -141,7 +143,8 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     if trained.space is not None or levels in (None, 2):
         why = "binary images, whose pixels are drawn" if levels == 2 else "latents"
         raise UsageError(
-            f"the alarm of `{trained.name}` cannot be exported, because it scores {why}", hint=ELSE
+            f"the alarm of `{trained.name}` cannot be exported, because it scores {why}",
+            hint=OTHER_FORMATS_HINT,
         )
     assert levels is not None
     home = open_pack(trained.part.data.name, **trained.form, say=log.info)
@@ -169,7 +172,8 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
         expected = net(torch.from_numpy(images[:AT_ONCE]))[0].numpy()[:, 0]
     if not np.allclose(scores[:AT_ONCE], expected, rtol=TOLERANCE, atol=TOLERANCE):
         raise UsageError(
-            f"the scores of the exported graph of `{trained.name}` differ from those of gz", hint=ELSE
+            f"the scores of the exported graph of `{trained.name}` differ from those of gz",
+            hint=OTHER_FORMATS_HINT,
         )
     alarm.table(folder, np.zeros(len(scores)), scores)
     spec: dict[str, Any] = {"shape": trained.images.shape, "fit": trained.part.data.fit, "tails": 1}

@@ -32,8 +32,8 @@ from gzcli.metrics.standings import drawn_by
 from gzcli.models import catalog
 from gzcli.store import files, jobs
 from gzcli.store.bundle import LATENT, MAIN
-from gzcli.store.files import sweep
-from gzcli.store.hub import TINY, is_id
+from gzcli.store.files import remove_leftovers
+from gzcli.store.hub import TINY_BASES, is_id
 from gzcli.store.jobs import ExportJob
 from gzcli.store.metrics import last_figures
 from gzcli.store.paths import user_dir
@@ -42,17 +42,17 @@ from gzcli.store.run_folder import STAGES
 from gzcli.store.runs import Run
 from gzcli.version import __version__
 
-FORMAT = "1"
-SHOWN = 16  # samples of the preview
-BETWEEN = 224  # grey level of the lines between the samples
-SIDE = 256  # maximum pixels of the preview's side, unless the images are larger
+EXPORT_FORMAT = "1"
+PREVIEW_SAMPLES = 16  # samples of the preview
+LINE_GREY = 224  # grey level of the lines between the samples
+MAX_PREVIEW_SIDE = 256  # maximum pixels of the preview's side, unless the images are larger
 HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes the averaged weights of the job's run to `job.out`. Returns the JSON of `gz runs export`."""
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint)
-    sweep(Path(job.out).parent)
+    remove_leftovers(Path(job.out).parent)
     facts = {"run": trained.run.owner.id, "to": job.to, "path": job.out}
     if job.to == "file":
         return facts | {"card": write(trained, job)}
@@ -119,7 +119,7 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
             p.copy_(p.to(dtype).float())
     serving = next(name for name, run in parts.items() if run.path == trained.run.path)
     card = card_of(trained, job)
-    metadata = texts[serving] | {"format": FORMAT, "card": json.dumps(card)}
+    metadata = texts[serving] | {"format": EXPORT_FORMAT, "card": json.dumps(card)}
     if has_parts:
         metadata |= {"parts": json.dumps(texts), "recipe": json.dumps(_whole(owner, texts))}
         metadata["built_on"] = "{}"
@@ -141,7 +141,11 @@ def _parts(trained: Trained) -> dict[str, Run]:
         else:
             outside["data.latent"] = name
     for key, name in outside.items():
-        if name and name not in TINY and (not is_id(str(name)) or Path(str(name)).expanduser().is_dir()):
+        if (
+            name
+            and name not in TINY_BASES
+            and (not is_id(str(name)) or Path(str(name)).expanduser().is_dir())
+        ):
             hint = advice("train with the name of a hub repository: {}", setting(key, "owner/name"))
             raise UsageError(f"`{key}` is the folder `{name}`, which a file cannot contain", hint=hint)
     stages = {f"{STAGES}/{stage.path.name}": stage for stage in owner.stages}
@@ -240,11 +244,11 @@ def of_row(row: Mapping[str, Any], verb: str) -> Iterator[dict[str, Any]]:
 
 def contact_sheet(images: np.ndarray) -> np.ndarray:
     """Images uint8 [16, C, H, W] as 4 rows of 4, [H', W', C], enlarged by an integer factor to at most
-    SIDE."""
-    images = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=BETWEEN)
+    MAX_PREVIEW_SIDE."""
+    images = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=LINE_GREY)
     _, c, h, w = images.shape
     rows = images.reshape(4, 4, c, h, w).transpose(0, 3, 1, 4, 2).reshape(4 * h, 4 * w, c)
-    scale = max(1, SIDE // max(rows.shape[:2]))
+    scale = max(1, MAX_PREVIEW_SIDE // max(rows.shape[:2]))
     return rows.repeat(scale, 0).repeat(scale, 1)
 
 
@@ -259,9 +263,9 @@ def preview(trained: Trained) -> bytes | None:
         if not pictures:
             return None
         image: Image.Image = Image.open(pictures[-1])
-        image.thumbnail((SIDE, SIDE))
+        image.thumbnail((MAX_PREVIEW_SIDE, MAX_PREVIEW_SIDE))
     else:
-        image = picture_of(contact_sheet(sampler.draw(trained, SHOWN)))
+        image = picture_of(contact_sheet(sampler.draw(trained, PREVIEW_SAMPLES)))
     png = io.BytesIO()
     image.save(png, "png", optimize=True)
     return png.getvalue()

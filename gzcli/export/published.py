@@ -32,8 +32,12 @@ from gzcli.store.jobs import PublishedJob
 from gzcli.store.layout import CONFIG, COPY, INDEX, SCHEDULER
 
 UNET, DIT = "UNet2DModel", "DiTTransformer2DModel"
-NETS = {UNET: UNET, DIT: DIT, "Transformer2DModel": DIT}  # a class of diffusers, and gz's class that reads it
-PLACES = ("", "unet", "transformer")  # the folder of the network in that of the pipeline
+NET_READERS = {
+    UNET: UNET,
+    DIT: DIT,
+    "Transformer2DModel": DIT,
+}  # a class of diffusers, and gz's class that reads it
+NET_FOLDERS = ("", "unet", "transformer")  # the folder of the network in that of the pipeline
 NEEDS = {  # keys without which a network is not described
     UNET: ("in_channels", "block_out_channels", "down_block_types", "up_block_types"),
     DIT: (
@@ -42,18 +46,18 @@ NEEDS = {  # keys without which a network is not described
     ),
 }
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-LABELS = "num_class_embeds"
+CLASSES_KEY = "num_class_embeds"
 BETA_KEYS = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
     *("trained_betas", "rescale_betas_zero_snr"),
 )
 SIGMAS = ("sigma_min", "sigma_max", "sigma_data")  # keys of a consistency function's scheduler
 # keys of a network's configuration that do not affect its outputs, or that are compared with the weights
-IDLE = {"sample_size", "num_train_timesteps", "dropout", "upcast_attention", "attn_norm_num_groups"}
-IDLE |= {LABELS, "num_embeds_ada_norm"}
-DIFFERENCE = 1e-4  # maximum difference of outputs, relative to their deviation, of equal networks
+IDLE_KEYS = {"sample_size", "num_train_timesteps", "dropout", "upcast_attention", "attn_norm_num_groups"}
+IDLE_KEYS |= {CLASSES_KEY, "num_embeds_ada_norm"}
+MAX_DIFFERENCE = 1e-4  # maximum difference of outputs, relative to their deviation, of equal networks
 MAX_PATCHES = 16_384  # patches of a transformer; published ones have 1,024
-TIMES = 1000  # keys of a flow's network
+TIME_LEVELS = 1000  # keys of a flow's network
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Published:
 
     @property
     def kind(self) -> str:
-        return NETS[self.config["_class_name"]]
+        return NET_READERS[self.config["_class_name"]]
 
     @property
     def flow(self) -> bool:
@@ -116,17 +120,19 @@ def run(job: PublishedJob, folder: Path, device: torch.device, log: Log) -> dict
 def read(folder: Path) -> Published:
     """The facts of a published folder. Raises MissingError for a missing or damaged part, UsageError for an
     unknown network."""
-    net = next((folder / p for p in PLACES if (folder / p / CONFIG).exists()), None)
+    net = next((folder / p for p in NET_FOLDERS if (folder / p / CONFIG).exists()), None)
     if net is None:
         hint = f"give a `{UNET}` or `{DIT}` of diffusers"
         raise UsageError(f"`{folder}` contains no network", hint=hint)
     config = layout.config(net / CONFIG, ["_class_name"])
     name = config["_class_name"]
-    if name not in NETS or (name == "Transformer2DModel" and config.get("norm_type") != "ada_norm_zero"):
+    if name not in NET_READERS or (
+        name == "Transformer2DModel" and config.get("norm_type") != "ada_norm_zero"
+    ):
         hint = f"give a `{UNET}` or `{DIT}` of diffusers"
         raise UsageError(f"`{folder}` contains `{name}`, a network that gz cannot read", hint=hint)
-    is_dit = NETS[name] == DIT
-    config = layout.config(net / CONFIG, NEEDS[NETS[name]])
+    is_dit = NET_READERS[name] == DIT
+    config = layout.config(net / CONFIG, NEEDS[NET_READERS[name]])
     places = (folder / "scheduler" / SCHEDULER, folder / SCHEDULER)
     place = next((path for path in places if path.exists()), None)
     if place is None:
@@ -135,7 +141,7 @@ def read(folder: Path) -> Published:
     scheduler = layout.config(place, ["_class_name"])
     if scheduler["_class_name"].startswith("CM"):
         scheduler = layout.config(place, SIGMAS)
-    count = config.get("num_embeds_ada_norm" if is_dit else LABELS) or 0
+    count = config.get("num_embeds_ada_norm" if is_dit else CLASSES_KEY) or 0
     count = 0 if is_dit and count == 1 else count  # the one label of a network without labels
     words = (layout.config(folder / INDEX) if (folder / INDEX).exists() else {}).get("id2label") or {}
     classes = tuple(str(words.get(str(i), i)).partition(",")[0] for i in range(count))
@@ -313,7 +319,7 @@ def _check_config(published: Published, model: Any) -> None:
     built = {**of_class, **model.net.config}
     for key, value in published.config.items():
         value = tuple(value) if isinstance(value, list) else value
-        if key.startswith("_") or key in IDLE or key not in of_class or value == built[key]:
+        if key.startswith("_") or key in IDLE_KEYS or key not in of_class or value == built[key]:
             continue
         if key == "out_channels" and value in (None, built[key]):
             continue
@@ -333,7 +339,7 @@ def reversed_flow(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
     name = "time_embedding.linear_1.weight"
     half, first = weights[name].shape[1] // 2, config.get("flip_sin_to_cos", True)
     frequencies = torch.arange(half, dtype=torch.float64) / (half - config.get("freq_shift", 0))
-    angle = TIMES * torch.exp(-math.log(10_000) * frequencies)
+    angle = TIME_LEVELS * torch.exp(-math.log(10_000) * frequencies)
     halves = weights[name].double().split(half, 1)
     of_cos, of_sin = halves if first else halves[::-1]
     turned = of_cos * angle.cos() + of_sin * angle.sin(), of_cos * angle.sin() - of_sin * angle.cos()
@@ -354,7 +360,7 @@ def check(model: Any, published: Published) -> float:
         least = 2 ** len(model.net.config["block_out_channels"])
         sides = tuple(min(side, least) for side in sides)
     x = torch.randn(2, published.config["in_channels"], *sides, generator=noise)
-    t = torch.tensor([TIMES // 3, TIMES - 2])
+    t = torch.tensor([TIME_LEVELS // 3, TIME_LEVELS - 2])
     y = torch.tensor([0, len(published.classes) - 1]) if published.classes else None
     named = (
         {}
@@ -368,9 +374,9 @@ def check(model: Any, published: Published) -> float:
         message = f"`{published.net / CONFIG}` describes no network of diffusers: {first_line(e)}"
         raise DamagedError(message, hint=COPY) from e
     model.eval()
-    ours = model.net(x, TIMES - t, y) * -1 if published.flow else model.net(x, t, y)
+    ours = model.net(x, TIME_LEVELS - t, y) * -1 if published.flow else model.net(x, t, y)
     differs = float((want - ours).abs().max() / want.std().clamp(min=1e-6))
-    if not differs <= DIFFERENCE:
+    if not differs <= MAX_DIFFERENCE:
         raise UsageError(
             f"gz reads the network of `{published.net}` wrongly: its outputs differ from those of "
             f"diffusers by {differs:.2g} standard deviations",

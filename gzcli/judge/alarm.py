@@ -22,14 +22,14 @@ from gzcli.data.sets.registry import Form, OwnSet, locate
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.judge import methods
-from gzcli.judge.images import FIT, Pick, count_of, treatment
+from gzcli.judge.images import FITTED_IMAGES, Pick, count_of, treatment
 from gzcli.judge.local import enlarged
 from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import Scoring, Table, batches_of, map_of, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms import copies
-from gzcli.metrics.alarms.cross import USUAL, quantiles
-from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS
+from gzcli.metrics.alarms.cross import USUAL_IMAGES, quantiles
+from gzcli.metrics.alarms.methods import DEFAULT_METHOD, LOCAL, METHODS
 from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import tails_of
 from gzcli.store import files
@@ -37,8 +37,8 @@ from gzcli.store.jobs import AlarmJob
 from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 
-SHOWN, COLUMNS = 16, 8  # images of each kind on the sheet, and per row
-READ = 1024  # images that are read at once
+SHEET_IMAGES, SHEET_COLUMNS = 16, 8  # images of each kind on the sheet, and per row
+IMAGES_AT_ONCE = 1024  # images that are read at once
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     pictures = outcome.pictures
     labels = pictures.names("test") or [str(i) for i in range(pictures.meta.counts["test"])]
     verdicts, thresholds = verdicts_of(outcome, job.fpr, labels)
-    mapped = verdicts if job.png else [v for flagged in (True, False) for v in listed(verdicts, flagged)]
+    mapped = verdicts if job.png else [v for flagged in (True, False) for v in sheet_rows(verdicts, flagged)]
     maps = outcome.maps(np.array([verdict.i for verdict in mapped])) if outcome.shows else {}
     if ranks.rank():
         return {}
@@ -138,7 +138,7 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
     n = len(scoring.picks["compared"].index)
 
     def maps(order: np.ndarray) -> dict[int, np.ndarray]:
-        few = replace(held_out, index=held_out.index[:USUAL])
+        few = replace(held_out, index=held_out.index[:USUAL_IMAGES])
         return heat_maps(scoring, shows or "", replace(every, index=order), few)
 
     return Compared(
@@ -204,7 +204,7 @@ def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick, list[str]]:
         order = np.random.default_rng(0).permutation(pack.meta.counts["test"])
         if fitted.split == held_out.split:
             both = np.sort(np.concatenate([fitted.index, held_out.index]))
-            fitted = replace(fitted, index=both[subset(len(both), FIT)])
+            fitted = replace(fitted, index=both[subset(len(both), FITTED_IMAGES)])
         held_out, notes = without_copies(Pick(pack, "test", order, by_content=True), training(home), fitted)
     names = scoring.names[:1] if scoring.is_free else scoring.names
     total = len(held_out.index)
@@ -229,9 +229,9 @@ def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple
     if not total:
         none = f"`{home.meta.reference}` has neither validation nor test images to compare with"
         raise UsageError(": ".join([none, *notes]))
-    k = min(FIT, total // 4)
+    k = min(FITTED_IMAGES, total // 4)
     if total - k < needed <= total:
-        return every, Pick(home, "train", subset(counts["train"], FIT)), notes
+        return every, Pick(home, "train", subset(counts["train"], FITTED_IMAGES)), notes
     return replace(every, index=order[k:]), Pick(home, split, np.sort(order[:k])), notes
 
 
@@ -258,7 +258,7 @@ def without_copies(pick: Pick, *used: Pick) -> tuple[Pick, list[str]]:
 
 def hashes(pick: Pick) -> Iterator[bytes]:
     """The hashes of the images of a pick, in which some are read at once."""
-    pick = replace(pick, size=READ)
+    pick = replace(pick, size=IMAGES_AT_ONCE)
     for i in range(len(pick)):
         yield from copies.hashes(pick[i : i + 1].images())
 
@@ -287,8 +287,8 @@ def chosen_in_words(scoring: Scoring) -> list[str]:
         return []
     shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in table.items())
     text = f"synthetic defects detected on held-out images: {shares}"
-    if DEFAULT in table:
-        text += f"; `{DEFAULT}` uses no model"
+    if DEFAULT_METHOD in table:
+        text += f"; `{DEFAULT_METHOD}` uses no model"
     words = methods.in_words(scoring.settings)
     return [text, f"score: `{scoring.names[0]}`" + (f" with {words}" if words else "")]
 
@@ -420,9 +420,9 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
     return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
 
 
-def listed(verdicts: Sequence[Verdict], flagged: bool) -> list[Verdict]:
+def sheet_rows(verdicts: Sequence[Verdict], flagged: bool) -> list[Verdict]:
     """A row of the sheet with images of one kind."""
-    return [verdict for verdict in verdicts if verdict.flagged == flagged][:SHOWN]
+    return [verdict for verdict in verdicts if verdict.flagged == flagged][:SHEET_IMAGES]
 
 
 def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -430,10 +430,10 @@ def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.
     blocks = []
     for kind in ("flagged", "not flagged"):
         rows, every = [], sum(verdict.flagged == (kind == "flagged") for verdict in verdicts)
-        shown = listed(verdicts, kind == "flagged")
-        count = f"{every:,}, first {SHOWN}" if every > SHOWN else f"{every}"
-        for start in range(0, len(shown), COLUMNS):
-            some = shown[start : start + COLUMNS]
+        shown = sheet_rows(verdicts, kind == "flagged")
+        count = f"{every:,}, first {SHEET_IMAGES}" if every > SHEET_IMAGES else f"{every}"
+        for start in range(0, len(shown), SHEET_COLUMNS):
+            some = shown[start : start + SHEET_COLUMNS]
             images = pictures.images("test")[np.array([verdict.i for verdict in some])]
             if maps and images.shape[1] == 1:  # maps are in colour
                 images = images.repeat(3, 1)

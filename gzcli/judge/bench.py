@@ -35,7 +35,7 @@ from gzcli.judge.contestants import (
     varied,
 )
 from gzcli.judge.images import Pick, treatment
-from gzcli.judge.likelihood import BATCH_SIZE, likelihood
+from gzcli.judge.likelihood import LIKELIHOOD_BATCH, likelihood
 from gzcli.judge.real import ImageSet, RealImages, Space, Strata
 from gzcli.metrics import networks, pretrained, standings
 from gzcli.metrics.classifier import NetFeatures
@@ -43,7 +43,7 @@ from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import excess, mean_of_draws, subset
 from gzcli.metrics.metric import FETCHED, Figures, Metric, column_of, metrics, one_distance
 from gzcli.metrics.quality.fd import Moments, moments, to_moments
-from gzcli.metrics.quality.neighbours import nearest
+from gzcli.metrics.quality.neighbours import nearest_rows
 from gzcli.metrics.second import second
 from gzcli.metrics.selection import choose, omitted
 from gzcli.models.nn.perceptual import LPIPS
@@ -54,10 +54,10 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
-SHOWN = 16  # images per contestant on the sheet
-COPIES = 10  # samples per contestant on the sheet of those closest to a training image
-SMALL = 10_000  # number of images below which FID is biased upwards
-BANK = 50_000  # maximum number of training images that are searched for copies
+NEIGHBOUR_PAIRS = 16  # images per contestant on the sheet
+COPIES_SHOWN = 10  # samples per contestant on the sheet of those closest to a training image
+UNBIASED_FID_IMAGES = 10_000  # number of images below which FID is biased upwards
+MAX_SEARCHED_IMAGES = 50_000  # maximum number of training images that are searched for copies
 TIMES_DRAWN = 4  # networks of photographs read the whole bank up to so many times the size of a draw
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns with `|y` give log p(x | y), for the given label; do not compare them with log p(x)"
@@ -207,7 +207,7 @@ class Judge:
 
     @cached_property
     def train_images(self) -> ImageSet:
-        return self.real.of("train").first(BANK)
+        return self.real.of("train").first(MAX_SEARCHED_IMAGES)
 
     @cached_property
     def lpips(self) -> LPIPS:
@@ -221,7 +221,7 @@ class Judge:
 
     def test_images(self, trained: Trained, n: int, size: int | None = None) -> Pick:
         index = subset(self.pack.meta.counts["test"], n)
-        size = size or devices.batch_of(BATCH_SIZE, trained.device)
+        size = size or devices.batch_of(LIKELIHOOD_BATCH, trained.device)
         return Pick(self.pack, "test", index).batches(trained, size=size, seed=self.seed)
 
     def likelihood(self, trained: Trained) -> dict[str, Any]:
@@ -389,7 +389,7 @@ class Judge:
             # images in a folder are often ordered by class
             n, rng = len(images), np.random.default_rng(0)
             order = np.arange(n) if entry.trained else rng.permutation(n)
-            lines.append((f"{entry.name}   {figures}", images[order[:SHOWN]]))
+            lines.append((f"{entry.name}   {figures}", images[order[:NEIGHBOUR_PAIRS]]))
         floors = sorted(self.floors.values(), key=lambda floor: -floor.n)
         if self.job.export_stats:
             self.write_stats(Path(self.job.export_stats))
@@ -397,7 +397,7 @@ class Judge:
         real = self.real.reference(None).images
         of_real = brief({f"{name} (floor)": value.value for name, value in floors[0].figures.items()})
         title = f"real images of {meta.name}   {of_real}"
-        sample_rows(picture, [*lines, (title, real[subset(len(real), SHOWN)])])
+        sample_rows(picture, [*lines, (title, real[subset(len(real), NEIGHBOUR_PAIRS)])])
         if self.remembers:
             save_png(neighbours, self.copies(contestants))
         every = [*(row["metrics"] for row in rows), *(floor.figures for floor in floors)]
@@ -465,10 +465,10 @@ class Judge:
         train, space, blocks = self.train_images, self.memory_space, []
         sets = {entry.name: entry.images for entry in contestants} | {"test images": self.real.of("test")}
         for name, images in sets.items():
-            distances, places = nearest(images.features(space), train.features(space))
-            rows = np.argsort(distances[:, 0], kind="stable")[:COPIES]
+            distances, places = nearest_rows(images.features(space), train.features(space))
+            rows = np.argsort(distances[:, 0], kind="stable")[:COPIES_SHOWN]
             samples = np.asarray(images.images[np.sort(rows)])[np.argsort(np.argsort(rows))]
-            by_pixels = nearest(samples, np.asarray(train.images[:]))[1][:, 0]
+            by_pixels = nearest_rows(samples, np.asarray(train.images[:]))[1][:, 0]
             neighbours = {"nearest by features": places[rows, 0], "nearest by pixels": by_pixels}
             of_train = [
                 Row(kind, [train.images[int(i)] for i in index]) for kind, index in neighbours.items()
@@ -504,7 +504,7 @@ class Judge:
         """Remarks on contestants with n images."""
         biased = self.biased(n)
         reason = "with fewer images than twice the features, a raw Fréchet distance depends more on n than on"
-        fid = not biased and n < SMALL and "fid" in {metric.name for metric in self.metrics}
+        fid = not biased and n < UNBIASED_FID_IMAGES and "fid" in {metric.name for metric in self.metrics}
         return [
             (biased, f"`{'~`, `'.join(biased)}~`: {reason} quality; use `kid…` or `…_pca`"),
             (fid, f"FID of {n} images is biased upwards: compare it only at the same n, or use `kid`"),

@@ -38,7 +38,7 @@ from gzcli.store import files
 from gzcli.store.jobs import BenchJob
 from gzcli.store.runs import Run
 
-FEWEST = 50  # minimum number of images of a contestant
+MIN_IMAGES = 50  # minimum number of images of a contestant
 
 
 @dataclass
@@ -166,8 +166,8 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
     source = locate(name)
     images_pack = open_pack(source, **form, foreign=True, say=log.info)
     total = images_pack.meta.counts["test"]
-    if total < FEWEST:
-        raise UsageError(f"`{name}` contains {total} images", hint=f"give at least {FEWEST} images")
+    if total < MIN_IMAGES:
+        raise UsageError(f"`{name}` contains {total} images", hint=f"give at least {MIN_IMAGES} images")
     channels, height, width = images_pack.meta.shape
     text = f"read as {total:,} {'grey' if channels == 1 else 'colour'} images of {width}×{height}"
     if images_pack.meta.resized and (before := facts_of(source)):

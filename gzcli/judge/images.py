@@ -16,14 +16,18 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.devices import synchronise
 from gzcli.core.types import Batch
-from gzcli.core.units import FEWEST
+from gzcli.core.units import MIN_SCORED_IMAGES
 from gzcli.data.packs.batches import scan, scan_by_content
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.trained import Trained
 from gzcli.metrics.interval import subset
 
-FIT = FEWEST  # held-out images on which scores are fitted: as many as the smallest budget allows
-BANK = 10_000  # maximum number of training images on which scores are fitted, or searched for neighbours
+FITTED_IMAGES = (
+    MIN_SCORED_IMAGES  # held-out images on which scores are fitted: as many as the smallest budget allows
+)
+MAX_BANK_IMAGES = (
+    10_000  # maximum number of training images on which scores are fitted, or searched for neighbours
+)
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,14 @@ def count_of(pack: Pack, split: str) -> int:
 def fitting_pick(pack: Pack) -> Pick:
     """The held-out images to fit scores on if nothing is calibrated; training images if there are none."""
     split = "val" if pack.meta.counts["val"] else "train"
-    return Pick(pack, split, subset(pack.meta.counts[split], FIT))
+    return Pick(pack, split, subset(pack.meta.counts[split], FITTED_IMAGES))
 
 
 def fitting_images(run: Trained, held_out: Pick, *, size: int, seed: int) -> tuple[Pick, Pick]:
     """The images on which scores are fitted: these held-out images of a run's set, and a fixed number of
     training images."""
     pack = held_out.pack
-    train = Pick(pack, "train", subset(pack.meta.counts["train"], BANK))
+    train = Pick(pack, "train", subset(pack.meta.counts["train"], MAX_BANK_IMAGES))
     first, second = (pick.batches(run, size=size, seed=seed) for pick in (held_out, train))
     return first, second
 

@@ -49,9 +49,9 @@ from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
 AT_ONCE = 64  # images scored together
-SHOWN = 8  # images of each kind on the sheet
-PIXELS = ("pixel_auroc", "aupro", "pixel_f1")
-GOOD, MEAN = "good", "mean"
+SHEET_IMAGES = 8  # images of each kind on the sheet
+PIXEL_METRICS = ("pixel_auroc", "aupro", "pixel_f1")
+GOOD_KIND, MEAN_ROW = "good", "mean"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
     judged = by_method(job, layout, log) if job.method else by_run(job, layout, device, log)
     if ranks.rank():
         return {}
-    rows = figures(judged.good, judged.bad, judged.defects, job.fpr)
+    rows = kind_figures(judged.good, judged.bad, judged.defects, job.fpr)
     outputs = write(judged, folder, job.fpr)
     result = {
         **judged.facts,
@@ -221,7 +221,7 @@ def write(judged: Set, folder: Path, fpr: float) -> dict[str, str]:
     good, bad, defects = judged.good, judged.bad, judged.defects
     lines: list[list[Any]] = []
     for names, kinds, each in (
-        (judged.names, [GOOD] * len(good.p), good),
+        (judged.names, [GOOD_KIND] * len(good.p), good),
         (defects.pack.names("test") or [], defects.kinds, bad),
     ):
         flagged = conformal.flagged(each.p, fpr)
@@ -231,11 +231,11 @@ def write(judged: Set, folder: Path, fpr: float) -> dict[str, str]:
     colours = None
     if bad.maps is not None and good.maps is not None:
         colours = heat(bad.maps, float(quantiles(good.maps).mean()))
-    save_png(picture, overview(bad, defects, colours, fpr))
+    save_png(picture, defect_sheet(bad, defects, colours, fpr))
     return {"scores": str(table), "picture": str(picture)}
 
 
-def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[dict[str, Any]]:
+def kind_figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[dict[str, Any]]:
     """A row for each kind of defect, and one for their mean.
 
     auroc, ci: AUROC against good test images, with its 95 % interval.
@@ -253,10 +253,10 @@ def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[d
         row = {"defect": kind, "n": n, "auroc": detected["auroc"], "ci": detected["ci"]["auroc"]}
         row |= {"detected": detected_share.value, "detected_n": int(flagged[of].sum())}
         row["detected_ci"] = [detected_share.low, detected_share.high]
-        rows.append(row | dict.fromkeys(PIXELS) | pixels(good, bad, defects, of.nonzero()[0]))
-    mean: dict[str, Any] = {"defect": MEAN, "n": len(kinds), "ci": None, "detected_ci": None}
+        rows.append(row | dict.fromkeys(PIXEL_METRICS) | pixels(good, bad, defects, of.nonzero()[0]))
+    mean: dict[str, Any] = {"defect": MEAN_ROW, "n": len(kinds), "ci": None, "detected_ci": None}
     mean["detected_n"] = int(flagged.sum())
-    for key in ("auroc", "detected", *PIXELS):
+    for key in ("auroc", "detected", *PIXEL_METRICS):
         values = [row[key] for row in rows if row[key] is not None]
         mean[key] = float(np.mean(values)) if values else None
     return [*rows, mean]
@@ -281,14 +281,14 @@ def larger(each: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
     return each if k == 1 else ndimage.zoom(each, k, order=1, mode="nearest", grid_mode=True)
 
 
-def overview(bad: Judged, defects: Defective, colours: np.ndarray | None, fpr: float) -> np.ndarray:
+def defect_sheet(bad: Judged, defects: Defective, colours: np.ndarray | None, fpr: float) -> np.ndarray:
     """A sheet of each kind of defect, its most suspicious images first: images, maps in false colours
     uint8 [N, 3, H, W], and masks."""
     blocks, flagged = [], conformal.flagged(bad.p, fpr)
     for kind in dict.fromkeys(defects.kinds):
         places = np.array([i for i, each in enumerate(defects.kinds) if each == kind])
         places = places[np.lexsort((-bad.score[places], bad.p[places]))]
-        some = places[np.linspace(0, len(places) - 1, min(SHOWN, len(places))).round().astype(int)]
+        some = places[np.linspace(0, len(places) - 1, min(SHEET_IMAGES, len(places))).round().astype(int)]
         images = defects.images[some]
         images = images.repeat(3, 1) if images.shape[1] == 1 else images
         name = f"{kind}: {flagged[places].sum()} of {len(places)}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError
 from gzcli.core.types import Batch, ImageNoise, Noise
-from gzcli.core.units import BY_ODE, MOST, about, likelihoods
+from gzcli.core.units import BY_ODE, MAX_SCORED_IMAGES, about, likelihoods
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
@@ -22,9 +22,9 @@ from gzcli.judge.images import Pick, timed
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
 
-BATCH_SIZE = 100  # test images per batch on a usual device
-CHECKED = 8  # maximum number of images on which the solver is checked
-NOTABLE = 0.01  # bits per dimension: the last digit in which tables give bpd
+LIKELIHOOD_BATCH = 100  # test images per batch on a usual device
+MAX_CHECKED_IMAGES = 8  # maximum number of images on which the solver is checked
+NOTABLE_BPD = 0.01  # bits per dimension: the last digit in which tables give bpd
 
 
 def likelihood(
@@ -46,9 +46,9 @@ def likelihood(
     """
     device, model = trained.device, trained.model
     budget, by_ode = trained.part.ood.budget, model.likelihood == "ode"
-    trial = next(iter(test_images(trained, devices.batch_of(BATCH_SIZE, device))))
+    trial = next(iter(test_images(trained, devices.batch_of(LIKELIHOOD_BATCH, device))))
     seconds_each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
-    most = min(most or MOST, BY_ODE if by_ode else MOST, pack.meta.counts["test"])
+    most = min(most or MAX_SCORED_IMAGES, BY_ODE if by_ode else MAX_SCORED_IMAGES, pack.meta.counts["test"])
     labels, frequencies, classes = pack.labels("train"), None, 0
     if labels is not None and model.conditional and not pack.meta.multilabel and not by_ode:
         counts = np.bincount(labels, minlength=len(pack.meta.classes))
@@ -120,14 +120,14 @@ class SolverGap:
             f"likelihood by the ODE: {self.steps} steps instead of {2 * self.steps} change it by "
             f"{self.mean:+.4f} bpd on average, by {self.worst:.4f} at most ({self.n} images)"
         )
-        return line if self.worst < NOTABLE else f"{line}: too few steps for two correct decimals"
+        return line if self.worst < NOTABLE_BPD else f"{line}: too few steps for two correct decimals"
 
 
 def solver_gap(
     trained: Trained, batch: Batch, labels: Tensor | None = None, seed: int = 0
 ) -> SolverGap | None:
     """The gap of a batch's first images; None unless the likelihood comes from an ODE with fixed steps."""
-    model, n = trained.model, min(CHECKED, len(batch))
+    model, n = trained.model, min(MAX_CHECKED_IMAGES, len(batch))
     if model.likelihood != "ode" or not trained.has_levels:
         return None
     options = flat_defaults(model.log_prob)

@@ -15,12 +15,12 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.types import Batch
 from gzcli.judge.images import Pick
-from gzcli.metrics.alarms.choice import EACH, FEWEST, best_scales
+from gzcli.metrics.alarms.choice import DEFECTS_PER_KIND, MIN_IMAGES_TO_CHOOSE, best_scales
 from gzcli.metrics.alarms.defects import synthetic
 from gzcli.metrics.alarms.local import Local, fit_local
 from gzcli.metrics.interval import subset
 
-MOST = 200  # held-out images whose maps count as normal
+MAX_MAPPED_IMAGES = 200  # held-out images whose maps count as normal
 Maps = Callable[[Batch], np.ndarray]  # a batch → its maps, float32 [B, h, w]
 
 
@@ -40,12 +40,14 @@ class RunLocal:
 
 def few(held_out: Pick) -> Pick:
     """The held-out images that define normal maps and receive synthetic defects."""
-    return replace(held_out, index=held_out.index[subset(len(held_out.index), MOST)], by_content=True)
+    return replace(
+        held_out, index=held_out.index[subset(len(held_out.index), MAX_MAPPED_IMAGES)], by_content=True
+    )
 
 
 def with_defects(good: Pick) -> tuple[Pick, np.ndarray]:
     """Images with one synthetic defect each, and the index of the good image on which each is drawn."""
-    bad, _, source = synthetic(good.images(), each=EACH)
+    bad, _, source = synthetic(good.images(), each=DEFECTS_PER_KIND)
     order = np.argsort(source, kind="stable")
     return replace(good, index=good.index[source[order]], drawn=bad[order]), source[order]
 
@@ -57,7 +59,7 @@ def fit_run_local(held_out: Pick, maps_of: Maps) -> RunLocal:
         return {"map": maps_of(batch)}
 
     maps = ranks.over(good, work)["map"]
-    if len(maps) < FEWEST:
+    if len(maps) < MIN_IMAGES_TO_CHOOSE:
         return RunLocal(fit_local(maps), None)
     bad, source = with_defects(good)
     auroc, settings = best_scales(maps, ranks.over(bad, work)["map"], source)

@@ -19,10 +19,10 @@ from gzcli.data.sets.registry import DataSet, OwnSet, locate
 from gzcli.judge.images import Pick
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms import copies
-from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate
-from gzcli.metrics.alarms.choice import FEWEST, Choice, choose, detection, set_aside
+from gzcli.metrics.alarms.alarm import MAX_FITTED_IMAGES, Alarm, calibrate
+from gzcli.metrics.alarms.choice import MIN_IMAGES_TO_CHOOSE, Choice, choose, detection, set_aside
 from gzcli.metrics.alarms.fitted import Fitted
-from gzcli.metrics.alarms.methods import DEFAULT, METHODS, reduced_size
+from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS, reduced_size
 from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.interval import subset
 from gzcli.store.jobs import AlarmJob, ScoreJob
@@ -66,7 +66,7 @@ def open_good(job: AlarmJob, say: Say) -> Good:
     calibrating, held_out, why = None, None, notes
     if job.calibrate:
         calibrating = open_pack(job.calibrate, **form, foreign=True, say=say)
-        used = keys if METHODS[job.method or DEFAULT].fits else []
+        used = keys if METHODS[job.method or DEFAULT_METHOD].fits else []
         further = np.asarray(calibrating.images("test"))
         held_out, _, why = without_copies(further, calibrating.meta.title, used)
         notes = [*notes, *why]
@@ -125,7 +125,7 @@ def check_good_images(good: Good, job: AlarmJob, why: Sequence[str]) -> None:
     least = conformal.lowest_rate(n)
     more = f"give {needed:,} images"
     more += " that are not in `--in`" if further else ", or more good ones with `--calibrate DIR`"
-    line = line_of(job, job.method or DEFAULT, least / 100)
+    line = line_of(job, job.method or DEFAULT_METHOD, least / 100)
     message = f"{rate} needs {needed:,} {of}, but there are only {n:,}"
     message = ": ".join([message, *why])
     if least >= 100:
@@ -135,7 +135,7 @@ def check_good_images(good: Good, job: AlarmJob, why: Sequence[str]) -> None:
 
 def line_of(job: AlarmJob, method: str, fpr: float) -> str:
     """The command line of an alarm by a method without training at a rate."""
-    words = ["gz", "ood", *([method] if method != DEFAULT else []), "--in", job.ins]
+    words = ["gz", "ood", *([method] if method != DEFAULT_METHOD else []), "--in", job.ins]
     if job.verb != "inspect":
         words += ["--input", job.input or "./today"]
     size = ["--set", f"data.size={job.size}"] if job.size else []
@@ -147,12 +147,12 @@ def line_that_reaches(job: AlarmJob, home: Pack) -> str | None:
     has too few images."""
     splits = SPLITS if is_good_test(locate(job.ins), job.verb) else SPLITS[:2]
     total = sum(home.meta.counts[split] for split in splits)
-    return line_of(job, DEFAULT, job.fpr) if total >= conformal.fewest(job.fpr) else None
+    return line_of(job, DEFAULT_METHOD, job.fpr) if total >= conformal.fewest(job.fpr) else None
 
 
 def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
     """The alarm of a job, from the cache if it was fitted before."""
-    name, held_out = job.method or DEFAULT, good.held_out
+    name, held_out = job.method or DEFAULT_METHOD, good.held_out
 
     def make() -> Alarm:
         return calibrate(good.images, name, held_out=held_out, needed=needed)
@@ -168,10 +168,12 @@ def without_model(good: Pick, bad: Pick) -> dict[str, float]:
     detects; {} if too few others remain."""
     train = good.pack.images("train")
     index = np.setdiff1d(np.arange(len(train)), good.index if good.split == "train" else [])
-    if len(index) < FEWEST:
+    if len(index) < MIN_IMAGES_TO_CHOOSE:
         return {}
-    _, fitted = fit_chosen(DEFAULT, np.asarray(train[index[subset(len(index), FITTED // 2)]]))
-    return {DEFAULT: detection(fitted.score(good.images()), fitted.score(bad.images()))}
+    _, fitted = fit_chosen(
+        DEFAULT_METHOD, np.asarray(train[index[subset(len(index), MAX_FITTED_IMAGES // 2)]])
+    )
+    return {DEFAULT_METHOD: detection(fitted.score(good.images()), fitted.score(bad.images()))}
 
 
 def facts(good: Good, alarm: Alarm, job: AlarmJob) -> dict[str, Any]:

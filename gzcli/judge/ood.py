@@ -15,7 +15,7 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.hints import Option, advice
-from gzcli.core.units import MOST
+from gzcli.core.units import MAX_SCORED_IMAGES
 from gzcli.data.library import listed_images
 from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
@@ -24,13 +24,13 @@ from gzcli.data.sets.registry import SPECS
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.judge import methods
-from gzcli.judge.images import BANK, Pick, short_paths, treatment
+from gzcli.judge.images import MAX_BANK_IMAGES, Pick, short_paths, treatment
 from gzcli.judge.scores import Scoring, Table, write_csv
 from gzcli.metrics import baselines, networks, pretrained
-from gzcli.metrics.alarms.alarm import FITTED
+from gzcli.metrics.alarms.alarm import MAX_FITTED_IMAGES
 from gzcli.metrics.alarms.choice import defaults, sides
 from gzcli.metrics.alarms.methods import METHODS
-from gzcli.metrics.detection import FIGURES, detection
+from gzcli.metrics.detection import DETECTION_METRICS, detection
 from gzcli.metrics.interval import subset
 from gzcli.store import files
 from gzcli.store.jobs import OodJob
@@ -38,7 +38,7 @@ from gzcli.store.runs import Run
 
 BASELINES = ("png", "mean", "knn_pixels", "pca", "pca_local", "knn_lite")  # scores that use no model
 RESIDUALS = ("pca", "pca_local")
-PLAIN = ("nll", "elbo")  # the likelihood itself, or its bound
+PLAIN_LIKELIHOODS = ("nll", "elbo")  # the likelihood itself, or its bound
 FPR = {
     "fpr95": "the share of in-distribution images that is flagged if 95 % of the foreign images are",
     "fpr95_id": "the share of foreign images that is accepted if 95 % of the in-distribution images are",
@@ -71,7 +71,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     """Writes `scores.csv`, `histograms.png` and `ood.json` into `folder`. Returns the JSON of `gz ood` on
     rank 0, and {} on others."""
     began = time.monotonic()
-    scored = by_method(job, device, log) if job.method else by_run(job, device, log)
+    scored = scored_by_method(job, device, log) if job.method else scored_by_run(job, device, log)
     if ranks.rank():
         return {}
     sets, seeds = scored.sets, scored.tables
@@ -100,7 +100,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     return result
 
 
-def by_run(job: OodJob, device: torch.device, log: Log) -> Scored:
+def scored_by_run(job: OodJob, device: torch.device, log: Log) -> Scored:
     scoring = Scoring(job, device, log)
     trained, home = scoring.trained, scoring.home
     sets = open_sets(home, trained.form, job, log)
@@ -120,14 +120,14 @@ def by_run(job: OodJob, device: torch.device, log: Log) -> Scored:
     return Scored(scoring.names, sets, scoring.picks, tables, trained.images.levels, facts)
 
 
-def by_method(job: OodJob, device: torch.device, log: Log) -> Scored:
+def scored_by_method(job: OodJob, device: torch.device, log: Log) -> Scored:
     """Scores images by a method that needs no training. It is fitted to the training images."""
     home, form = methods.open_home(job, log.info)
     sets = open_sets(home, form, job, log)
     train = home.images("train")
-    images = np.asarray(train[subset(len(train), FITTED)])
+    images = np.asarray(train[subset(len(train), MAX_FITTED_IMAGES)])
     choice, fitted = methods.fit_chosen(job.method or "", images)
-    picks = picks_of(sets, None if job.full else job.n or MOST)
+    picks = picks_of(sets, None if job.full else job.n or MAX_SCORED_IMAGES)
     tables = baseline_scores(picks, home, device)
     for name, pick in picks.items():
         tables[name][choice.method] = fitted.score(pick.images())
@@ -166,9 +166,9 @@ def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device)
     principal components. For colour images there is also the distance in features of EfficientNet-Lite0, if
     its weights are installed."""
     train = home.images("train")
-    index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
+    index = subset(len(train), MAX_BANK_IMAGES if train[:1].size <= 4096 else MAX_BANK_IMAGES // 4)
     images = [pick.pack.images("test")[pick.index] for pick in picks.values()]
-    few = train[subset(len(train), FITTED)]
+    few = train[subset(len(train), MAX_FITTED_IMAGES)]
     neighbours = METHODS["knn_pixels"].fit(train[index])
     residuals = {name: METHODS[name].fit(few, **defaults(name, sides(few.shape[1:]))) for name in RESIDUALS}
     columns = {
@@ -179,7 +179,7 @@ def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device)
     }
     if home.meta.shape[0] == 3 and networks.is_installed():
         space = pretrained.lite(device)
-        bank = space.features(train[subset(len(train), BANK // 4)])
+        bank = space.features(train[subset(len(train), MAX_BANK_IMAGES // 4)])
         columns["knn_lite"] = baselines.knn_features(bank, [space.features(each) for each in images])
     return {name: {score: c[i] for score, c in columns.items()} for i, name in enumerate(picks)}
 
@@ -217,7 +217,7 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
         ordered += of_group
         for score in dict.fromkeys(row["score"] for row in of_group):
             same = [row for row in of_group if row["score"] == score]
-            means = {key: float(np.mean([row[key] for row in same])) for key in FIGURES}
+            means = {key: float(np.mean([row[key] for row in same])) for key in DETECTION_METRICS}
             total = {"n_in": same[0]["n_in"], "n_out": sum(row["n_out"] for row in same)}
             rest = {"out": f"mean of {group}", "ci": None, "beats_baselines": None}
             ordered.append(same[0] | means | total | rest)
@@ -231,7 +231,7 @@ def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         return seeds[0]
     means_of_rows = []
     for rows in zip(*seeds, strict=True):
-        values = {key: np.array([row[key] for row in rows]) for key in FIGURES}
+        values = {key: np.array([row[key] for row in rows]) for key in DETECTION_METRICS}
         means = {key: float(each.mean()) for key, each in values.items()}
         spread = {key: float(each.std(ddof=1)) for key, each in values.items()}
         beats = [row["beats_baselines"] for row in rows]
@@ -256,7 +256,7 @@ def notes(
     below = {(row["score"], row["out"]) for row in results if row["auroc"] < 0.5}
     outs = {row["out"]: row["n_out"] for row in results}
     smaller = {out for score, out in below if score == "png"}  # the files of its images are
-    failed = sorted(smaller & {out for score, out in below if score in PLAIN})
+    failed = sorted(smaller & {out for score, out in below if score in PLAIN_LIKELIHOODS})
     simple = "likelihood fails on foreign images that are simpler than the training set, here on "
     simple += f"{', '.join(f'`{out}`' for out in failed)}; `complexity` or `ratio` correct for that"
     totals = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}

@@ -28,10 +28,10 @@ from gzcli.store import cache_files, files
 from gzcli.store.code import JUDGING, code_hash
 from gzcli.store.paths import cache_dir
 
-DRAWS = 20  # draws of real images over which the floor is averaged
-BANK = 50_000  # maximum number of real images from which they are drawn
-BATCH_SIZE = 1000  # images whose clusters are computed at once
-TIMES = 10  # the same for fewer samples, as a multiple of their number
+FLOOR_DRAWS = 20  # draws of real images over which the floor is averaged
+MAX_REAL_IMAGES = 50_000  # maximum number of real images from which they are drawn
+REAL_BATCH = 1000  # images whose clusters are computed at once
+DRAW_MULTIPLE = 10  # the same for fewer samples, as a multiple of their number
 Space = Features | NetFeatures
 
 
@@ -145,11 +145,11 @@ def by_cluster(trained: Trained) -> Strata:
 
     def assign(images: ImageSet) -> np.ndarray:
         parts = []
-        for start in range(0, len(images), BATCH_SIZE):
-            u8 = torch.from_numpy(np.array(images.images[start : start + BATCH_SIZE])).to(trained.device)
+        for start in range(0, len(images), REAL_BATCH):
+            u8 = torch.from_numpy(np.array(images.images[start : start + REAL_BATCH])).to(trained.device)
             y = None
             if trained.model.conditional and images.labels is not None:
-                y = torch.from_numpy(images.labels[start : start + BATCH_SIZE])
+                y = torch.from_numpy(images.labels[start : start + REAL_BATCH])
             x = quantise(u8, 256)
             x = x if trained.space is None else trained.space.encode(x)
             parts.append(clusters(x, None if y is None else y.to(x.device)).cpu().numpy())
@@ -197,7 +197,11 @@ class RealImages:
     def bank(self, n: int, levels: int | None) -> ImageSet:
         """The real images from which n are drawn instead of samples."""
         source = self.of(COUNTERPART[self.split], levels)
-        return source if self.split == "all" else source.first(min(BANK, max(TIMES * n, BANK // 5)))
+        return (
+            source
+            if self.split == "all"
+            else source.first(min(MAX_REAL_IMAGES, max(DRAW_MULTIPLE * n, MAX_REAL_IMAGES // 5)))
+        )
 
     def draws(
         self, n: int, levels: int | None, strata: Strata | None = None
@@ -207,7 +211,7 @@ class RealImages:
         the remaining ones. There is a single draw if n is the number of all images."""
         bank, reference = self.bank(n, levels), self.reference(levels)
         of_bank = None if strata is None else strata.assign(bank)
-        for i in range(DRAWS if n < len(bank) else 1):
+        for i in range(FLOOR_DRAWS if n < len(bank) else 1):
             rng = np.random.default_rng([0, i])
             if strata is None or of_bank is None:
                 rows = np.sort(rng.permutation(len(bank))[:n])

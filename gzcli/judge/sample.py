@@ -35,8 +35,8 @@ from gzcli.store.png import FORMATS, save_png
 from gzcli.store.runs import Run
 
 PNG_LIMIT = 256  # number of images up to which single PNGs are written by default
-COLUMNS = 10  # approximate number of single images side by side
-HIDDEN = 127  # grey level of pixels that a model did not see
+SHEET_COLUMNS = 10  # approximate number of single images side by side
+HIDDEN_GREY = 127  # grey level of pixels that a model did not see
 
 
 @dataclass
@@ -196,7 +196,7 @@ def samples(
     caption = sheets.caption_of(trained, None, job.seed, job.options)
     if inputs is not None and inputs.shape[1:] == images.shape[1:]:
         kinds = [Row(job.input_as or "source", inputs), Row("result", images)]
-        picture = sheets.blocks(kinds, min(n, COLUMNS), caption=caption)
+        picture = sheets.blocks(kinds, min(n, SHEET_COLUMNS), caption=caption)
     else:
         picture = sheets.of_samples(images, labels, trained.info.classes, caption)
     return Output(images, None if labels is None else labels.numpy(), picture, values=values)
@@ -263,9 +263,9 @@ def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, 
         kinds.append(Row(applied.how, to_bytes(trained.decode(condition)), exact=True))
     elif applied.visible is not None:
         visible = F.interpolate(applied.visible.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
-        kinds.append(Row(applied.how, np.where(visible, firsts, np.uint8(HIDDEN)), exact=True))
+        kinds.append(Row(applied.how, np.where(visible, firsts, np.uint8(HIDDEN_GREY)), exact=True))
     labels = None if applied.labels is None else applied.labels.cpu()
-    columns, marks = sheets.by_class(labels, len(images), COLUMNS, trained.info.classes)
+    columns, marks = sheets.by_class(labels, len(images), SHEET_COLUMNS, trained.info.classes)
     kinds.append(Row(applied.rows[0], images))
     return sheets.blocks(kinds, columns, [f"→ {mark}" for mark in marks], caption)
 

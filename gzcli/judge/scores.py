@@ -48,7 +48,7 @@ from gzcli.judge.likelihood import SolverGap, solver_gap
 from gzcli.judge.local import RunLocal, few, fit_run_local, with_defects
 from gzcli.judge.methods import without_model
 from gzcli.metrics import conformal
-from gzcli.metrics.alarms.choice import FEWEST, detection
+from gzcli.metrics.alarms.choice import MIN_IMAGES_TO_CHOOSE, detection
 from gzcli.metrics.alarms.methods import LOCAL
 from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.baselines import code_length
@@ -64,11 +64,11 @@ from gzcli.store.jobs import ScoreJob
 from gzcli.store.runs import Run, find
 
 BATCH_SIZE = 128  # images scored together on a usual device
-DRAWS = 4  # draws of noise over which an image's score is averaged
-TRIAL = 16  # held-out images on which scores are timed, and the likelihood by an ODE is checked
+NOISE_DRAWS = 4  # draws of noise over which an image's score is averaged
+TRIAL_IMAGES = 16  # held-out images on which scores are timed, and the likelihood by an ODE is checked
 REFERENCE = "held-out"  # name of the pick on which the runs of an ensemble are standardised
 WAIC = "waic"
-APART = 0.06  # difference of detected shares that counts as equal; the first such score is chosen
+TIE_SHARE = 0.06  # difference of detected shares that counts as equal; the first such score is chosen
 
 Table = dict[str, np.ndarray]  # each score, float64 [N]
 Picks = Callable[[int | None], dict[str, Pick]]  # at most n images of each set
@@ -407,7 +407,7 @@ class Scoring:
         self._fit(scorer, held_out)
         good = replace(few(held_out), unbounded=True)
         self.names = self.names[-1:] if LOCAL in self.names else self.names[:1]
-        if len(good.index) >= FEWEST:
+        if len(good.index) >= MIN_IMAGES_TO_CHOOSE:
             bad, _ = with_defects(good)
             tables = [score_pick(scorer, pick, self.log) for pick in (good, bad)]
             for name in sorted(scorer.names, key=lambda name: name != LOCAL):
@@ -415,7 +415,7 @@ class Scoring:
                 self.choice[name] = detection(of_good, of_bad, tails=tails_of(name))
             if scorer.local and scorer.local.detected is not None:
                 self.choice[LOCAL] = scorer.local.detected
-            least = max(self.choice.values()) - APART
+            least = max(self.choice.values()) - TIE_SHARE
             self.names = [next(name for name, detected in self.choice.items() if detected >= least)]
             self.choice |= without_model(good, bad)
         scorer.names = self.names
@@ -473,8 +473,10 @@ class Scoring:
             scorer = self._scorer(trained, self.job.seed)
             self._fit(scorer, held_out)
         left, some = trained.part.ood.budget - (time.perf_counter() - since), fitting_pick(self.home)
-        some = replace(some, index=some.index[:TRIAL])
-        return FittedRun(scorer, next(iter(some.batches(trained, size=TRIAL, seed=self.job.seed))), left)
+        some = replace(some, index=some.index[:TRIAL_IMAGES])
+        return FittedRun(
+            scorer, next(iter(some.batches(trained, size=TRIAL_IMAGES, seed=self.job.seed))), left
+        )
 
     def _scorer(self, trained: Trained, seed: int) -> Scorer:
         job, section, background = self.job, trained.part.ood, None
@@ -600,7 +602,7 @@ def draws(scorer: Scorer, trial: Batch) -> int:
     reseeded.seed += 1
     scores, other_scores = scorer(trial), reseeded(trial)
     equal = all(np.allclose(scores[name], other_scores[name], rtol=conformal.TIE) for name in scores)
-    return ranks.agree(1 if equal else DRAWS)
+    return ranks.agree(1 if equal else NOISE_DRAWS)
 
 
 def afford(runs: Sequence[FittedRun], picks: Picks, seeds: int, log: Log) -> int:

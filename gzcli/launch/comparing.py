@@ -12,16 +12,16 @@ from typing import Any, Literal
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.sections import part_of
 from gzcli.core.types import Say
-from gzcli.core.units import MOST
+from gzcli.core.units import MAX_SCORED_IMAGES
 from gzcli.data.packs.open import counts_of, pack_options, peek
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.packs.source import at_hand
-from gzcli.data.sets.registry import ENDINGS, DataSet, Form, OwnSet, is_set, locate
+from gzcli.data.sets.registry import PATH_ENDINGS, DataSet, Form, OwnSet, is_set, locate
 from gzcli.launch import cost, forecast, launcher
 from gzcli.launch.cost import Cost
 from gzcli.launch.from_file import find_run, is_shared
 from gzcli.metrics import selection
-from gzcli.metrics.metric import metrics, one_distance, weights_of
+from gzcli.metrics.metric import metric_weights, metrics, one_distance
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.store import claims
@@ -30,7 +30,7 @@ from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs, by_name
 
-SAMPLES = 2000  # of each model
+DEFAULT_SAMPLES = 2000  # of each model
 Split = Literal["test", "val", "train", "all"]  # of the real images
 
 
@@ -84,7 +84,7 @@ class Request:
         named = [name for name in self._metrics if not metrics()[name].default]
         if named:
             lines.append(f"the time of {listed(named)} is not included")
-        if weights := [] if self.job.weights else weights_of(named):
+        if weights := [] if self.job.weights else metric_weights(named):
             lines.append(f"the weights of {listed(weights)} are downloaded if they are missing")
         return lines
 
@@ -113,7 +113,7 @@ def ask(words: Sequence[str], job: BenchJob) -> Request:
 
 def job_of(
     n: int | None,
-    usual: int = SAMPLES,
+    usual: int = DEFAULT_SAMPLES,
     *,
     metrics: Iterable[str] = (),
     weights: Path | str | None = None,
@@ -159,12 +159,12 @@ def columns_of(job: BenchJob, cards: Iterable[ModelCard]) -> list[str]:
 
 def downloads(job: BenchJob) -> list[str]:
     """The networks that the metrics of a job need."""
-    return [] if job.weights else weights_of(job.metrics or ())
+    return [] if job.weights else metric_weights(job.metrics or ())
 
 
 def likelihood_images(job: BenchJob, data: DataSet) -> int:
     """The most test images whose likelihood is computed. The set need not be packed."""
-    most, counts = job.likelihoods or MOST, counts_of(data)
+    most, counts = job.likelihoods or MAX_SCORED_IMAGES, counts_of(data)
     return min(most, counts["test"]) if counts else most
 
 
@@ -213,7 +213,7 @@ def is_run(word: str) -> bool:
     runs gives a hint."""
     if by_name(word) is not None or is_shared(word) or matching(word, recipe_names()):
         return True
-    if "/" in word or word.lower().endswith(ENDINGS) or word.endswith(".safetensors"):
+    if "/" in word or word.lower().endswith(PATH_ENDINGS) or word.endswith(".safetensors"):
         return False
     return bool(all_runs(model=word)) or not is_set(word)
 

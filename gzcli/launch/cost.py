@@ -25,9 +25,15 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 
 START_UP = 10.0  # seconds of a call besides its images, such as for loading torch in each process
-EVALUATED = 5.4e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
-INTERVALS = 600  # images that take as long to compare as the part of an evaluation that is independent of n
-CHECKED = 5e-2  # seconds to fit a method without training to an image, or to check one, on such a core
+EVALUATED_SECONDS = (
+    5.4e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
+)
+INTERVAL_IMAGES = (
+    600  # images that take as long to compare as the part of an evaluation that is independent of n
+)
+CHECKED_SECONDS = (
+    5e-2  # seconds to fit a method without training to an image, or to check one, on such a core
+)
 OF_TRAINING, OF_SAMPLING, OF_EVALUATION = "of training", "of sampling", "of evaluation"
 OF_LIKELIHOODS = "of test likelihoods"
 TO_FIT, TO_TRAIN_JUDGES = "to fit the scores", "to train judge networks of the data set"
@@ -155,13 +161,13 @@ def judge_networks(metrics: Iterable[str], data: DataSet, meta: PackMeta | None)
 def evaluation(n: int, gpus: int) -> Cost:
     """The cost of comparing n images of a contestant with real ones, without likelihoods and start-up. It
     comes from the last bench on this machine, otherwise from a core of 90 GFLOP/s."""
-    return Cost.once((n + INTERVALS) * noted("judged", gpus, EVALUATED), OF_EVALUATION)
+    return Cost.once((n + INTERVAL_IMAGES) * noted("judged", gpus, EVALUATED_SECONDS), OF_EVALUATION)
 
 
 def note_evaluation(result: Mapping[str, Any], gpus: int) -> None:
     """Stores the values that `evaluation` needs from the result of a bench."""
     each = [
-        (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / (row["n"] + INTERVALS)
+        (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / (row["n"] + INTERVAL_IMAGES)
         for row in result["rows"]
         if row.get("seconds") and row["metrics"].get("samples_per_s") and "likelihood" not in row
     ]
@@ -172,7 +178,7 @@ def note_evaluation(result: Mapping[str, Any], gpus: int) -> None:
 def checking(method: str) -> Cost:
     """The cost of an alarm by a method without training; its images are both the good and the checked ones.
     It comes from its last alarm on this machine, otherwise from a core of 90 GFLOP/s."""
-    return Cost(START_UP, noted(f"checked-{method}", 0, CHECKED))
+    return Cost(START_UP, noted(f"checked-{method}", 0, CHECKED_SECONDS))
 
 
 def note_checking(result: Mapping[str, Any]) -> None:

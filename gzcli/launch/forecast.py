@@ -38,17 +38,17 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
-WEEK = 7 * 86_400  # seconds above which a plan asks before it starts
-PAUSES = 0.1  # share of the time for images, validation and checkpoints, as with `--minutes`
+LONG_PLAN_SECONDS = 7 * 86_400  # seconds above which a plan asks before it starts
+PAUSES_SHARE = 0.1  # share of the time for images, validation and checkpoints, as with `--minutes`
 # The share of an H100's peak that a net of this zoo is taken to reach, the seconds that each of its kernels
 # takes at least, and those of compiling a model, or of getting ready at all.
 SHARE, H100 = 0.2, 1e12 * PEAKS["H100"]["bf16"]
 KERNEL, COMPILING = 4e-6, 60.0
 # Keys of a recipe, and of its `train` section, on which neither the cost nor the time of a step depends.
-APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
+FREE_SECTIONS = ("seed", "about", "scale", "sample", "ood", "bench", "params")
 PAUSING: tuple[str, ...] = ("log_every", "sample_every", "samples", "eval_every", "eval_images")
 PAUSING += ("checkpoint_every", "keep", "best")
-STARTING = ("init", "parent")
+INIT_KEYS = ("init", "parent")
 
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # keys of a part's result
 DRAWING = ("model", "data", "sample")  # sections of a recipe that affect the time of an image
@@ -87,7 +87,7 @@ class Forecast:
         """The seconds of the training on this machine, including its pauses."""
         if self.part.train.minutes:
             return 60 * self.part.train.minutes
-        return None if self.step is None else self.part.train.steps * self.step / (1 - PAUSES)
+        return None if self.step is None else self.part.train.steps * self.step / (1 - PAUSES_SHARE)
 
     @property
     def gpus(self) -> int:
@@ -100,11 +100,11 @@ class Forecast:
         if not self.flops:
             return None
         step = max(self.flops / (gpus * H100 * SHARE), KERNEL * (self.kernels or 0))
-        return COMPILING + self.part.train.steps * step / (1 - PAUSES)
+        return COMPILING + self.part.train.steps * step / (1 - PAUSES_SHARE)
 
     def steps_in(self, minutes: float) -> int | None:
         """The approximate number of steps that `--minutes` would choose."""
-        return None if self.step is None else max(1, int(60 * minutes * (1 - PAUSES) / self.step))
+        return None if self.step is None else max(1, int(60 * minutes * (1 - PAUSES_SHARE) / self.step))
 
 
 def h100_seconds(forecasts: Sequence[Forecast], gpus: int) -> float | None:
@@ -183,9 +183,9 @@ def row_of(
     built_on = {name: stages[name].tree() for name in card.stages if name in stages}
     launch = replace(part.launch, processes=plan.processes, gpus=plan.gpus, threads=plan.threads)
     tree = replace(part, launch=replace(launch, cpu=not plan.gpus, machines=None).alone()).tree()
-    counting = {key: value for key, value in tree.items() if key not in APART}
+    counting = {key: value for key, value in tree.items() if key not in FREE_SECTIONS}
     counting["train"] = {
-        key: value for key, value in tree["train"].items() if key not in (*PAUSING, *STARTING)
+        key: value for key, value in tree["train"].items() if key not in (*PAUSING, *INIT_KEYS)
     }
     key = key_of(card.path, plan, counting, *built_on.values(), shape)
     row = {"stage": part.stage, "tree": tree, "stages": built_on, "timed": timed, "draws": ()}
@@ -313,7 +313,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
     folder = files.part_path(costs / "job")
     try:
         files.make_folder(costs)
-        files.sweep(costs)
+        files.remove_leftovers(costs)
         folder.mkdir()
         say(f"planning: {what_is_done(job)}")
         jobs.write(folder, job)
@@ -325,7 +325,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
             finally:
                 if received:  # a plan stopped by a signal is not a failed plan, whatever the engine did
                     number = received[0]
-                    raise Interrupted(f"stopped by {signals.name_of(number)}", signum=number)
+                    raise Interrupted(f"stopped by {signals.signal_name(number)}", signum=number)
         return jobs.result_of(folder, job.verb)["parts"]
     except Interrupted:
         raise

@@ -58,7 +58,7 @@ def trained_run(
     except MissingError as error:
         if card := card_for(ref):
             check(card)
-        shipped = map(pretrained.parts_of, pretrained.names())
+        shipped = map(pretrained.parts_of, pretrained.pretrained_names())
         if any(name == spelling(ref) and data in (None, of) for name, of in shipped):
             error.advise(
                 advice("{}; {} uses the pretrained model", error.hint or Hint(""), Option("pretrained"))
@@ -80,7 +80,7 @@ def is_published(ref: str) -> bool:
 def file_on_hub(ref: str) -> Path:
     """The file of gz in a hub repository, or the file made from its weights if others published them."""
     place = hub.fetched(ref)
-    return place if place.is_file() else published_file(place, hub.name_of(ref))
+    return place if place.is_file() else published_file(place, hub.repository_name(ref))
 
 
 def published_file(folder: Path, name: str) -> Path:
@@ -97,7 +97,7 @@ def published_file(folder: Path, name: str) -> Path:
     data_name = max((data for data in SPECS if data in canonical(stem)), key=len, default=stem.lower())
     job = PublishedJob(str(folder.absolute()), data_name if is_name(data_name) else "published", str(out))
     files.make_folder(cache)
-    files.sweep(cache)
+    files.remove_leftovers(cache)
     place = files.part_path(cache / "job")
     place.mkdir()
     try:
@@ -132,7 +132,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
     """The run of a weights file: the run whose folder contains it, otherwise a new run in the cache. `source`
     is the origin of the file, as for `find_run`; None means the user's disk."""
     on_hub = source is not None and hub.is_address(source)  # there, all files have the same name
-    stem, file = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem, file.resolve()
+    stem, file = hub.repository_name(str(source)).rpartition("/")[2] if on_hub else file.stem, file.resolve()
     if Run(file.parent).recipe_file.is_file() and Run(file.parent).status_file.is_file():
         return Run(file.parent)
     folder = cache_dir("files", f"{stem}-{files.checksum(file)[:12]}")
@@ -142,7 +142,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if not is_whole(Run(folder), texts):
-        files.sweep(folder.parent)
+        files.remove_leftovers(folder.parent)
         with files.new_dir(folder) as part:
             write(file, part, source=source)
     run, named = Run(folder), source or str(file)
@@ -216,7 +216,7 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
         if bundle.LATENT not in trees:
             weights["data.latent"] = tree["data"].get("latent")
         for key, ref in weights.items():
-            if ref and hub.is_id(ref) and not hub.at_hand(ref) and runs.by_name(ref) is None:
+            if ref and hub.is_id(ref) and not hub.is_local(ref) and runs.by_name(ref) is None:
                 raise MissingError(
                     f"`{file}` needs the weights of `{ref}` (`{key}`), which gz does not download "
                     "automatically",

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core import devices, signals, streams
-from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
+from gzcli.core.devices import INSTALL_HINT, VISIBLE_DEVICES, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.hints import Hint, gz
 from gzcli.core.sections import LaunchSection
@@ -38,20 +38,24 @@ if TYPE_CHECKING:
     import psutil
 
 FIRST_PORT, PORTS = 20_000, 10_000  # below the ports that systems give to outgoing connections
-RESTARTS = 2  # restarts of the processes by default, on several machines
+DEFAULT_RESTARTS = 2  # restarts of the processes by default, on several machines
 # prefixes of the variables in which launchers pass a process its rank
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
 DRIVER = Path("/proc/driver/nvidia/version")
-TRYING = 120.0  # most seconds that torch may take to list usable GPUs
+LISTING_SECONDS = 120.0  # most seconds that torch may take to list usable GPUs
 _GPUS = {0: "are no GPUs", 1: "is 1 GPU"}
-GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
-SETTLING = 60.0  # most seconds for a main process on another machine to save and draw after the others
-PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
-SAVING = 30.0  # seconds after the last byte of a checkpoint before its engine may be killed
-FOLDER = "GZ_FOLDER"  # variable with the folder of an engine, inherited by every process that it starts
-LOOK_EVERY = 0.1  # seconds between looks at processes side by side
-KILLED = 128 + 9  # exit code of a process ended by SIGKILL
-ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
+GRACE_SECONDS = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
+SETTLING_SECONDS = (
+    60.0  # most seconds for a main process on another machine to save and draw after the others
+)
+KILL_SECONDS = 5.0  # seconds between SIGTERM and SIGKILL
+SAVING_SECONDS = 30.0  # seconds after the last byte of a checkpoint before its engine may be killed
+FOLDER_VARIABLE = (
+    "GZ_FOLDER"  # variable with the folder of an engine, inherited by every process that it starts
+)
+CHILD_SECONDS = 0.1  # seconds between looks at processes side by side
+KILLED_CODE = 128 + 9  # exit code of a process ended by SIGKILL
+ERROR_CLASSES = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
 # Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
 # large blocks to the system at every free and faults them in again at the next step: keeping them saves
 # 13–23 % of the step of a convolutional net. OpenMP's threads wait for each other by spinning: on a busy
@@ -65,7 +69,7 @@ TUNING = {
 }
 
 # Options of `accelerate launch` that may come after `--`, and whether a value follows.
-ALLOWED = {
+ALLOWED_OPTIONS = {
     **dict.fromkeys(("--debug", "--enable_cpu_affinity"), False),
     **dict.fromkeys(("--gpu_ids", "--log_dir", "--max_restarts", "--monitor_interval"), True),
     **dict.fromkeys(("--rdzv_backend", "--rdzv_conf", "--role"), True),
@@ -73,7 +77,7 @@ ALLOWED = {
     "--tee": True,
 }
 STRATEGY = "--set launch.strategy=fsdp"
-OURS = {  # option of accelerate, or how several begin → the option of gz for the same
+REPLACED_OPTIONS = {  # option of accelerate, or how several begin → the option of gz for the same
     "--cpu": "--cpu",
     "--num_processes": "--gpus N`, `--cpu --processes N",
     "--multi_gpu": "--gpus all",
@@ -129,7 +133,7 @@ def plan(
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm_nodes() if every_gpu else 1)
     here = gpus or section.processes or 1
-    restarts = RESTARTS if machines > 1 else 0
+    restarts = DEFAULT_RESTARTS if machines > 1 else 0
     return Plan(
         processes=here * machines,
         gpus=gpus,
@@ -155,13 +159,13 @@ def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int,
     if check and (gpus > here.usable or (number == "all" and not here.usable)):
         have = "is no GPU" if number == "all" else _GPUS.get(here.usable, f"are {here.usable} GPUs")
         message = f"`--gpus {number}`: {here.lack or f'there {have} here'}"
-        raise DeviceError(message, hint=f"{INSTALL}; or {fewer}" if here.lack else fewer)
+        raise DeviceError(message, hint=f"{INSTALL_HINT}; or {fewer}" if here.lack else fewer)
     return gpus, None
 
 
 def usable_gpus() -> Gpus:
     """The GPUs of this machine, and how many of them torch can use, tested in a separate process."""
-    return _usable(count_gpus(), os.environ.get(VISIBLE), os.environ.get("PATH"))
+    return _usable(count_gpus(), os.environ.get(VISIBLE_DEVICES), os.environ.get("PATH"))
 
 
 @cache
@@ -187,11 +191,14 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
 
 def _tried_apart(there: int) -> Gpus:
     """The result of `gzcli.core.devices` for this number of GPUs, in a separate process."""
-    words, env = [sys.executable, start.SCRIPT, "gzcli.core.devices"], environment(Plan(gpus=there), "quiet")
+    words, env = (
+        [sys.executable, start.SCRIPT, "gzcli.core.devices"],
+        child_environment(Plan(gpus=there), "quiet"),
+    )
     try:
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=TRYING)
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=LISTING_SECONDS)
     except subprocess.TimeoutExpired:
-        return Gpus(there, 0, f"it did not respond within {TRYING:.0f} s")
+        return Gpus(there, 0, f"it did not respond within {LISTING_SECONDS:.0f} s")
     try:
         return Gpus(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, TypeError, ValueError):  # torch is missing or does not load
@@ -301,7 +308,7 @@ def show(folder: Path, p: Plan) -> str:
     return shlex.join(["accelerate", "launch", *words[3:]] if p.launched else words)
 
 
-def environment(p: Plan, mode: str) -> dict[str, str]:
+def child_environment(p: Plan, mode: str) -> dict[str, str]:
     """The child's environment variables, without those of other launchers, so that accelerate's configuration
     file decides."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
@@ -349,7 +356,7 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
     # its own group: Ctrl-C in a terminal reaches every process of the group
     child = subprocess.Popen(
         command(folder, p, launcher=launcher),
-        env=environment(p, mode) | {FOLDER: str(folder)},
+        env=child_environment(p, mode) | {FOLDER_VARIABLE: str(folder)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -366,7 +373,7 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
                     print(
                         "stopping: saving a checkpoint; press Ctrl-C again to quit at once", file=sys.stderr
                     )
-                deadline = time.monotonic() + (GRACE if trains else 0.0)
+                deadline = time.monotonic() + (GRACE_SECONDS if trains else 0.0)
             late = deadline is not None and time.monotonic() > deadline
             if len(received) > 1 or (late and not is_saving(target)):
                 break
@@ -374,7 +381,7 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
     finally:
         end_all(child, folder)
         signals.restore(heard)
-    patient = time.monotonic() + SETTLING  # machine 0 records how the run ended
+    patient = time.monotonic() + SETTLING_SECONDS  # machine 0 records how the run ended
     while not first and target.status().get("state") == "running" and time.monotonic() < patient:
         time.sleep(0.2)
     return outcome(target, child.returncode, received)
@@ -400,7 +407,7 @@ def is_saving(target: Run) -> bool:
                 latest = max(latest, *(path.stat().st_mtime for path in (folder, *folder.glob("*"))))
             except FileNotFoundError:  # it was renamed meanwhile, so it is complete
                 return True
-    return time.time() - latest < SAVING
+    return time.time() - latest < SAVING_SECONDS
 
 
 def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
@@ -416,9 +423,9 @@ def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
         for process in (*left, *([child] if child.poll() is None else [])):
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 getattr(process, end)()
-        _, left = psutil.wait_procs(left, timeout=PATIENCE)
+        _, left = psutil.wait_procs(left, timeout=KILL_SECONDS)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(PATIENCE)  # psutil would collect its exit code, which is still needed
+            child.wait(KILL_SECONDS)  # psutil would collect its exit code, which is still needed
     if hasattr(os, "killpg"):  # processes that have left the tree but not the group
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -430,7 +437,7 @@ def _working_on(folder: Path, child: int) -> list[psutil.Process]:
     children."""
     import psutil
 
-    mine = {"GZ_PARENT": str(os.getpid()), FOLDER: str(folder)}
+    mine = {"GZ_PARENT": str(os.getpid()), FOLDER_VARIABLE: str(folder)}
     ranks: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # it has ended, or belongs to another user
@@ -448,7 +455,7 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
     if status.get("state") == "finished":
         return status
     # if one rank is killed, the others record the lost connection as their own error
-    killed = returncode in (KILLED, 128 - KILLED) or status.get("lost")
+    killed = returncode in (KILLED_CODE, 128 - KILLED_CODE) or status.get("lost")
     consequence = killed and (status.get("error") or {}).get("kind") == GzError.kind
     if (recorded := status.get("error")) and not consequence:
         message = recorded["message"]
@@ -456,7 +463,7 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
         if recorded["kind"] == Interrupted.kind:  # with the signal that this process received
             signum = received[0] if received else status["code"] - 128
             raise Interrupted(message, signum=signum, hint=hint)
-        raise ERRORS.get(recorded["kind"], GzError)(message, hint=hint)
+        raise ERROR_CLASSES.get(recorded["kind"], GzError)(message, hint=hint)
     error = deduced_error(target, returncode, received)
     target.update(state="interrupted" if received else "failed", code=error.code, error=error.record)
     raise error
@@ -470,17 +477,17 @@ def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
     resume = [f"gz train {target.id} --resume"] if saved else []
     code = 128 - returncode if returncode < 0 else returncode
     signum = received[0] if received else code - 128
-    if signum in signals.ENDING:
-        message = f"stopped by {signals.name_of(signum)}{state}"
+    if signum in signals.ENDING_SIGNALS:
+        message = f"stopped by {signals.signal_name(signum)}{state}"
         return Interrupted(message, signum=signum, hint="".join(resume) or None)
     lost = target.status().get("lost")
     who = f"rank {lost['rank']} (process {lost['pid']})" if lost else "the process"
-    if code == KILLED:
+    if code == KILLED_CODE:
         smaller = "`train.batch_size` or a larger `train.accumulate`" if trains else "`-n`"
         message = f"{who} was killed (SIGKILL), most likely because memory ran out{state}"
         return DeviceError(message, hint="; ".join([*resume, f"use a smaller {smaller}"]))
     if signum > 0:
-        message = f"{who} was terminated by {signals.name_of(signum)}{state}"
+        message = f"{who} was terminated by {signals.signal_name(signum)}{state}"
         crash = "most likely a library or a driver crashed; check their versions with `gz doctor`"
         return DeviceError(message, hint="; ".join([*resume, crash]))
     if code == MissingError.code:  # its own error, which it could not write
@@ -510,14 +517,14 @@ def check_extra(words: list[str]) -> list[str]:
     for word in rest:
         name, equals, value = word.partition("=")
         name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
-        if name not in ALLOWED:
+        if name not in ALLOWED_OPTIONS:
             if not word.startswith("-"):
                 hint = "put only options and their values after `--`"
                 raise UsageError(f"`{word}` is not an option of `accelerate launch`", hint=hint)
-            ours = next((ours for option, ours in OURS.items() if name.startswith(option)), None)
-            hint = f"use `{ours}` instead" if ours else f"allowed options: {' '.join(ALLOWED)}"
+            ours = next((ours for option, ours in REPLACED_OPTIONS.items() if name.startswith(option)), None)
+            hint = f"use `{ours}` instead" if ours else f"allowed options: {' '.join(ALLOWED_OPTIONS)}"
             raise UsageError(f"`{word}` cannot be passed to `accelerate launch`", hint=hint)
-        if not ALLOWED[name]:
+        if not ALLOWED_OPTIONS[name]:
             if equals:
                 raise UsageError(f"`{name}` takes no value", hint=name)
             checked.append(name)
@@ -536,8 +543,8 @@ def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
     """The environments of at most this many parallel processes, each with one GPU or one core."""
     if not gpus:
         return [{"OMP_NUM_THREADS": "1"}] * most
-    visible = os.environ.get(VISIBLE) or ",".join(map(str, range(usable_gpus().usable)))
-    return [{VISIBLE: name.strip()} for name in visible.split(",")[:most]]
+    visible = os.environ.get(VISIBLE_DEVICES) or ",".join(map(str, range(usable_gpus().usable)))
+    return [{VISIBLE_DEVICES: name.strip()} for name in visible.split(",")[:most]]
 
 
 def parallel(at_once: int | None, *, gpus: bool) -> int:
@@ -568,7 +575,7 @@ def side_by_side(
                 child, slot, since = running.pop(key)
                 free.append(slot)
                 yield key, since, child.returncode
-            time.sleep(LOOK_EVERY)
+            time.sleep(CHILD_SECONDS)
     finally:
         for child, *_ in running.values():
             child.terminate()

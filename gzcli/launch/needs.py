@@ -18,9 +18,9 @@ from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
-from gzcli.store.hub import at_hand, is_id
+from gzcli.store.hub import is_id, is_local
 
-UNKNOWN = 10  # assumed number of classes if a conditional model's set is not packed yet
+ASSUMED_CLASSES = 10  # assumed number of classes if a conditional model's set is not packed yet
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         values |= {"channels": data.channels or dataset.channels, "classes": dataset.class_names}
         values |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
     elif measured:
-        classes = UNKNOWN if any(part.options.get("conditional") for part in recipe.parts) else 0
+        classes = ASSUMED_CLASSES if any(part.options.get("conditional") for part in recipe.parts) else 0
         values = {"size": data.size or as_size(measured.height, measured.width)}
         values |= {"levels": measured.levels, "valued": measured.valued, "n": measured.n}
         values |= {"multilabel": measured.multilabel}
@@ -124,7 +124,7 @@ def absent_weights(recipe: Recipe) -> list[str]:
     """The commands that download the hub models from which a recipe starts, if they are missing."""
     bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
     ids = {name for name in bases if isinstance(name, str) and is_id(name)}
-    return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]
+    return [f"`hf download {name}`" for name in sorted(ids) if not is_local(name) and not runs.by_name(name)]
 
 
 def absent_runs(recipe: Recipe) -> list[str]:

@@ -43,7 +43,7 @@ from gzcli.store.runs import Run
 R = TypeVar("R", bound=Recipe)
 OF_START = ("seed", "launch", "params")  # keys that a training from a run's weights does not adopt
 # seconds that machines wait for each other: one may be packing images, or its user may still be typing
-PATIENCE = 1800.0
+MEETING_SECONDS = 1800.0
 # keys of a recipe that do not change a training
 NOT_TRAINED = ("about", "format", "bench", "launch", "ood", "params")
 
@@ -310,7 +310,7 @@ def prepare(
     return Start(request, plan, run, alias)
 
 
-def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
+def made_by_machine_0(plan: Plan, say: Say, patience: float = MEETING_SECONDS) -> Run:
     """The run that machine 0 created for this job in the shared store; the other machines wait for it. The
     store may also contain an earlier start with the same command line, so the engine compares the run ids of
     all machines."""

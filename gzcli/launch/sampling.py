@@ -31,7 +31,7 @@ from gzcli.store.png import origin_of
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs
 
-MANY = 64  # images, unless another number is requested
+DEFAULT_IMAGES = 64  # images, unless another number is requested
 # what an image decides by itself: key of the job → the option that would change it
 DECIDED = {"n": "-n", "labels": "--label", "prompts": "--prompt", "do": "--do"}
 
@@ -102,10 +102,10 @@ def ask(
     turns = class_numbers(typed.labels, classes) if typed.labels and classes else classes
     n, from_input = typed.n, typed.input and not do
     if n is None and not from_input:  # only the engine knows how many input images there are
-        n = MANY if do else len(typed.prompts) or MANY
+        n = DEFAULT_IMAGES if do else len(typed.prompts) or DEFAULT_IMAGES
         # equally many of each class, if the classes are known
         if conditional and not do and not typed.prompts:
-            n = in_turns(MANY, len(turns))
+            n = in_turns(DEFAULT_IMAGES, len(turns))
     input_as = card.inputs[0] if from_input else None
     job = replace(typed, run=str(run.path), n=n, options=options, do=do, input_as=input_as)
     able = [name for name in card.do if conditional or name not in card.with_labels]

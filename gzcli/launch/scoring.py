@@ -16,7 +16,7 @@ from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.hints import advice, gz
 from gzcli.core.sections import DataSection, LaunchSection, part_of
 from gzcli.core.types import Say, silent
-from gzcli.core.units import MOST, Size, about, affordable, as_size, percent, short
+from gzcli.core.units import MAX_SCORED_IMAGES, Size, about, affordable, as_size, percent, short
 from gzcli.data.library import list_of
 from gzcli.data.packs import open as packs
 from gzcli.data.packs.open import counts_of, crops_of, facts_of, pack_options
@@ -28,7 +28,7 @@ from gzcli.launch import forecast, launcher
 from gzcli.launch.cost import START_UP, UNKNOWN, Cost, checking, judge_networks, together
 from gzcli.launch.from_file import find_run, trained_run
 from gzcli.metrics import networks
-from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS, reduced_size
+from gzcli.metrics.alarms.methods import DEFAULT_METHOD, LOCAL, METHODS, reduced_size
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe.schema import check_scores, score_names
@@ -37,10 +37,10 @@ from gzcli.store.jobs import AlarmJob, InspectJob, OodJob, PortableJob
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
-SEEDS, FITTED = 4, 500  # most draws of noise of an alarm, and most images on which scores are fitted
+MAX_SEEDS, MAX_FITTED = 4, 500  # most draws of noise of an alarm, and most images on which scores are fitted
 MOST_FITTED = 2000  # most images to which a method is fitted
 # most images on which scores are fitted that have maps, and approximate number of synthetic defects
-MAPPED, DEFECTS = 200, 100
+MAPPED_IMAGES, MAPPED_DEFECTS = 200, 100
 ANY_RATE = 0.5  # rate of an exported alarm, whose user sets it
 # options that a method without training does not have, with their fields; the last two only for single images
 OF_MODEL = {f"--{name}": name for name in ("background", "seeds", "precision", "checkpoint", "pretrained")}
@@ -176,7 +176,7 @@ class Question:
 
 def method_of(model: str | None) -> str | None:
     """The method without training that a word refers to, or that is used without one; None for a model."""
-    return DEFAULT if model is None else matching(model, tuple(METHODS))
+    return DEFAULT_METHOD if model is None else matching(model, tuple(METHODS))
 
 
 def inspection_at(name: str) -> Inspected | None:
@@ -393,7 +393,7 @@ def foreign_sets(
     if benchmark is None:
         return [locate(name) for name in names]
     assert data
-    return with_lists(benchmark, lists, say) if lists else at_hand(benchmark, data, say)
+    return with_lists(benchmark, lists, say) if lists else available_sets(benchmark, data, say)
 
 
 def with_lists(benchmark: Benchmark, root: Path, say: Say) -> list[DataSet]:
@@ -408,7 +408,7 @@ def with_lists(benchmark: Benchmark, root: Path, say: Say) -> list[DataSet]:
     return sets
 
 
-def at_hand(benchmark: Benchmark, data: DataSection, say: Say) -> list[DataSet]:
+def available_sets(benchmark: Benchmark, data: DataSection, say: Say) -> list[DataSet]:
     """The foreign sets of a benchmark that are in the cache or small enough to download. Reports the omitted
     sets."""
     sets, names = [], (*benchmark.near, *benchmark.far)
@@ -476,7 +476,10 @@ class ScoreCosts:
         names, counts = job.scores or parts[0].ood.scores or (), counts_of(locate(job.ins))
         added = [LOCAL] if names and not job.scores else []  # to scores that are not named
         timed = list(dict.fromkeys("nll" if name == "waic" else name for name in (*names, *added)))
-        images = {"held_out": fitted, "train": min(MOST, counts["train"] if counts else MOST)}
+        images = {
+            "held_out": fitted,
+            "train": min(MAX_SCORED_IMAGES, counts["train"] if counts else MAX_SCORED_IMAGES),
+        }
         measure = partial(forecast.measured, say=say)
 
         def cost_of(one: Run) -> Cost:
@@ -486,12 +489,12 @@ class ScoreCosts:
             return forecast.score_cost(drawer, timed, measure, **images, maps=mapped(fitted))
 
         costs, budgets = [cost_of(one) for one in runs], [part.ood.budget for part in parts]
-        return cls(job, ", ".join(names), costs, budgets, judges_of(run, job, names))
+        return cls(job, ", ".join(names), costs, budgets, judge_cost(run, job, names))
 
     @property
     def passes(self) -> int:
         """How often an image is scored: by each run, with each draw of noise."""
-        seeds = self.job.seeds or (SEEDS if isinstance(self.job, AlarmJob) else 1)
+        seeds = self.job.seeds or (MAX_SEEDS if isinstance(self.job, AlarmJob) else 1)
         return seeds * len(self.of_runs)
 
     @property
@@ -541,7 +544,7 @@ class ScoreCosts:
 def cost_of_sets(run: Run, job: OodJob, say: Say) -> Estimate:
     """The estimate of scores of data sets by runs."""
     counts = counts_of(locate(job.ins))
-    fitted = min(FITTED, counts["val"] or counts["train"]) if counts else FITTED
+    fitted = min(MAX_FITTED, counts["val"] or counts["train"]) if counts else MAX_FITTED
     costs, sizes = ScoreCosts.of(run, job, fitted, say), counts_of_sets(job)
     n = costs.limit(len(sizes))
     whole = n is None or all(size is not None and size <= n for size in sizes)
@@ -552,7 +555,7 @@ def cost_of_sets(run: Run, job: OodJob, say: Say) -> Estimate:
 def cost_of_alarm(run: Run, job: AlarmJob, say: Say) -> Estimate:
     """The estimate of an alarm by runs, which scores every image of its input and compares it with held-out
     ones. Warns if these are too few for the rate."""
-    from gzcli.metrics.alarms.choice import FEWEST
+    from gzcli.metrics.alarms.choice import MIN_IMAGES_TO_CHOOSE
     from gzcli.metrics.conformal import fewest
 
     is_chosen = not (job.scores or job.others)
@@ -565,7 +568,7 @@ def cost_of_alarm(run: Run, job: AlarmJob, say: Say) -> Estimate:
         [compared, checked],
         n,
         f"{in_words(checked)}, compared with {in_words(compared)} held-out images",
-        choosing=mapped(fitted) if is_chosen and fitted >= FEWEST else 0,
+        choosing=mapped(fitted) if is_chosen and fitted >= MIN_IMAGES_TO_CHOOSE else 0,
         roughly="up to about",
         warnings=if_few(job, needed, total if job.n is None else min(job.n, total or job.n), "held-out"),
     )
@@ -582,12 +585,12 @@ def cost_of_method(job: OodJob | AlarmJob) -> Estimate:
         sets = [locate(name) for name in job.outs]
         fitted = min(good["train"], MOST_FITTED) if good else None
         tests = [good, *(counts_of(one, foreign=True) for one in sets)]
-        n = None if job.full else job.n or MOST
+        n = None if job.full else job.n or MAX_SCORED_IMAGES
         checked = together([at_most(n, one["test"]) if one else None for one in tests])
         images = f"{job.n:,} per data set" if job.n else "all"
     else:
         sets, checked = [judged(job)] if job.input else [], checked_images(job)
-        fitted = total and min(total, MOST)
+        fitted = total and min(total, MAX_SCORED_IMAGES)
         images = f"{in_words(checked)}, compared with {in_words(total)} good images"
         further = counts_of(locate(job.calibrate), foreign=True) if job.calibrate else None
         enough, kind = (further, "further good") if job.calibrate else (good, "good")
@@ -608,7 +611,7 @@ def if_few(job: AlarmJob, needed: int, n: int | None, kind: str) -> list[str]:
     return [f"{fpr} needs {needed:,} {kind} images, but there are only {n:,}"]
 
 
-def judges_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> Cost:
+def judge_cost(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> Cost:
     """The cost of the judge network by which these scores of a run compare images, if it is needed and not
     trained yet."""
     part = part_of(run.serving.tree())
@@ -623,9 +626,9 @@ def judges_of(run: Run, job: OodJob | AlarmJob, names: Sequence[str]) -> Cost:
 
 def mapped(fitted: int) -> int:
     """The images whose maps `local` is fitted to: some on which scores are fitted, and synthetic defects."""
-    from gzcli.metrics.alarms.choice import FEWEST
+    from gzcli.metrics.alarms.choice import MIN_IMAGES_TO_CHOOSE
 
-    return min(MAPPED, fitted) + (DEFECTS if fitted >= FEWEST else 0)
+    return min(MAPPED_IMAGES, fitted) + (MAPPED_DEFECTS if fitted >= MIN_IMAGES_TO_CHOOSE else 0)
 
 
 def crops(home: DataSet, sets: Sequence[DataSet], size: Size | None) -> list[str]:
@@ -696,12 +699,12 @@ def held_out(job: AlarmJob, needed: int) -> tuple[int | None, int | None, int]:
     home = locate(job.ins)
     counts = counts_of(home)
     total = counts["val"] + (0 if official_test(home) else counts["test"]) if counts else None
-    fitted = FITTED if total is None else min(FITTED, total // 4)
+    fitted = MAX_FITTED if total is None else min(MAX_FITTED, total // 4)
     left = total and total - fitted
     if counts and total and total - fitted < needed <= total:  # then scores are fitted on training images
-        left, fitted = total, min(FITTED, counts["train"])
+        left, fitted = total, min(MAX_FITTED, counts["train"])
     if job.calibrate:
         more = counts_of(locate(job.calibrate), foreign=True)
-        fitted, total = max(fitted, min(FITTED, total or 0)), more["test"] if more else None
+        fitted, total = max(fitted, min(MAX_FITTED, total or 0)), more["test"] if more else None
         left = total
     return total, left, fitted

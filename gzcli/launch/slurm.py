@@ -17,7 +17,7 @@ from typing import Literal
 from gzcli.core.errors import UsageError
 from gzcli.core.hints import Option
 
-WARNING = 180  # seconds between the signal and the time limit, enough for a checkpoint
+WARNING_SECONDS = 180  # seconds between the signal and the time limit, enough for a checkpoint
 CORES_OF_A_PROCESS = 2  # CPU cores per process that a job asks for by default
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
 _UNQUOTED = {'"', "\\"}  # characters that `sbatch` interprets even within quotes
@@ -60,7 +60,7 @@ def check_printable(**values: str) -> None:
             raise UsageError(f"{message}, so no script is written", hint="use another name")
 
 
-def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
+def batch_script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
     """The text of a job script. Options of `sbatch` replace the defaults."""
     array = "array" in chosen
     output = str(folder / ("%x-%A_%a.out" if array else "%x-%j.out"))
@@ -81,7 +81,7 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
         "open-mode": "append",
         "chdir": str(Path.cwd()),
         "requeue": None,
-        **({"signal": f"B:USR1@{WARNING}"} if job.goes_on else {}),
+        **({"signal": f"B:USR1@{WARNING_SECONDS}"} if job.goes_on else {}),
         **chosen,
     }
     lines = []

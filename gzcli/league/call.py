@@ -17,7 +17,7 @@ from gzcli.core.units import seconds_of
 from gzcli.launch import comparing
 from gzcli.launch.comparing import Split
 from gzcli.league import loop
-from gzcli.league.league import CALLS, SAMPLES, ask
+from gzcli.league.league import CALLS, LEAGUE_SAMPLES, ask
 from gzcli.league.sweep import SweepResult, run_sweep, sweep_of
 from gzcli.league.which import Outcome
 from gzcli.league.which import ask as ask_race
@@ -130,7 +130,7 @@ def league(
     facts: dict[str, Any] = {"split": split, "metrics": metrics, "weights": weights, "precision": precision}
     facts |= {"real_stats": real_stats, "export_stats": export_stats, "checkpoint": checkpoint, "seed": seed}
     launch = LaunchSection(gpus, cpu, processes)
-    job = comparing.job_of(n, SAMPLES, data=str(_place(data)), launch=launch, **facts)
+    job = comparing.job_of(n, LEAGUE_SAMPLES, data=str(_place(data)), launch=launch, **facts)
     how: dict[str, Any] = {"seeds": seeds, "calls": calls, "curves": curve, "at_once": at_once}
     terms, say = ask(map(str, models or ()), budget, job, **how), speaking(quiet)
     for network in comparing.downloads(job):

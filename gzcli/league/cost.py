@@ -35,7 +35,7 @@ def _cost_of(entry: Entry, terms: Terms, here: tuple[Cost, Cost] | None) -> tupl
         image = here[0]
     n = terms.job.n
     if (seconds := image.seconds(n)) and seconds > terms.budget:
-        n = min(n, comparing.SAMPLES)
+        n = min(n, comparing.DEFAULT_SAMPLES)
     left = Cost(calls=image.calls)
     if here:
         judged = cost.START + cost.evaluation(n, entry.plan.gpus) + here[1]

@@ -18,7 +18,7 @@ from gzcli.core.errors import DamagedError, UsageError, choose
 from gzcli.core.hints import Option, advice, gz
 from gzcli.core.sections import LaunchSection, tuples
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.core.units import BUDGETS, seconds_of
+from gzcli.core.units import BUDGET_FORMS, seconds_of
 from gzcli.data.sets.registry import locate
 from gzcli.launch import comparing, forecast, launcher, needs
 from gzcli.launch import plan as planning
@@ -35,13 +35,17 @@ from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.run_folder import commit_in
 from gzcli.store.runs import Run
 
-STEPS = (1, 2, 4, 8, 16, 32)  # numbers of network calls, for the curve of quality over them
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # shares of the training, for the curve of quality over time
-CHECKPOINTS = 100  # checkpoints kept for that curve, instead of the trainer's ten
+CURVE_CALLS = (1, 2, 4, 8, 16, 32)  # numbers of network calls, for the curve of quality over them
+CURVE_SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # shares of the training, for the curve of quality over time
+CURVE_CHECKPOINTS = 100  # checkpoints kept for that curve, instead of the trainer's ten
 CALLS = 20  # network calls per image at which samplers are also compared
-SAMPLES = 10_000  # of each run
-SHORTEST = 3.0  # least seconds, as for `gz train --minutes`
-EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
+LEAGUE_SAMPLES = 10_000  # of each run
+MIN_ENTRY_SECONDS = 3.0  # least seconds, as for `gz train --minutes`
+SAMPLE_SOURCES = {
+    "caption": "captions",
+    "before": "pictures",
+    "second_domain": "pictures",
+}  # what samples start from
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,10 @@ def ask(
         hint = gz("league", budget=budget or "8m", data="mnist")
         raise UsageError("a league needs `--data`, the data set to train on", hint=hint)
     if budget is None:
-        raise UsageError("a league needs `--budget`, the training time per model", hint=BUDGETS)
+        raise UsageError("a league needs `--budget`, the training time per model", hint=BUDGET_FORMS)
     seconds = seconds_of(budget)
-    if seconds < SHORTEST:
-        raise UsageError(f"`--budget {budget}` is too short to train a model", hint=BUDGETS)
+    if seconds < MIN_ENTRY_SECONDS:
+        raise UsageError(f"`--budget {budget}` is too short to train a model", hint=BUDGET_FORMS)
     job = replace(job, data=locate(job.data).reference)
     axes = tuple(choose("curve", name, ("steps", "time")) for name in curves)
     names = tuple(dict.fromkeys(models or ()))
@@ -181,7 +185,7 @@ def entries_of(
 
 def least_budget(budget: float, first: float) -> str:
     """A budget that gives each model `SHORTEST` in the first round, if this one gives it `first` seconds."""
-    return f"{math.ceil(budget * SHORTEST / first)}s"
+    return f"{math.ceil(budget * MIN_ENTRY_SECONDS / first)}s"
 
 
 def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progress: Report) -> Entry:
@@ -190,17 +194,19 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     section = terms.job.launch
     flags: dict[str, Any] = {"seed": seed, "launch.gpus": section.gpus, "launch.cpu": section.cpu or None}
     flags |= {"launch.processes": section.processes, "launch.threads": section.threads}
-    flags["train.keep"] = CHECKPOINTS if "time" in terms.curves else None
+    flags["train.keep"] = CURVE_CHECKPOINTS if "time" in terms.curves else None
     parts = planning.ask(name, terms.data, (), flags).recipe.parts
 
     def minutes(seconds: float) -> float:
-        if seconds < SHORTEST:
+        if seconds < MIN_ENTRY_SECONDS:
             whose = f"`{label}`" if len(parts) == 1 else f"one of the {len(parts)} stages of `{label}`"
-            raise UsageError(f"the budget is too short: {whose} gets less than {SHORTEST:g} s")
+            raise UsageError(f"the budget is too short: {whose} gets less than {MIN_ENTRY_SECONDS:g} s")
         return seconds / 60
 
-    if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
-        raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} as input, so its samples are not compared")
+    if needs := [need for part in parts for need in catalog.card(part.model).needs if need in SAMPLE_SOURCES]:
+        raise UsageError(
+            f"`{label}` needs {SAMPLE_SOURCES[needs[0]]} as input, so its samples are not compared"
+        )
     flags["train.clock"] = "cpu"  # CPU time, because the machine may be busy
     flags["train.minutes"] = minutes(terms.budget / len(parts))
     request = planning.ask(name, terms.data, (), flags)
@@ -245,7 +251,7 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
             variant = {"calls": terms.calls, "quick": True}
             rows["main"].append({"setting": f"{terms.calls} calls", "variant": variant})
         if "steps" in terms.curves:
-            variants = {n: {"sample": {"steps": n}, "quick": True} for n in STEPS}
+            variants = {n: {"sample": {"steps": n}, "quick": True} for n in CURVE_CALLS}
             rows["steps"] = [{"setting": "steps", "steps": n, "variant": v} for n, v in variants.items()]
     if "time" in terms.curves:
         saved = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
@@ -307,15 +313,15 @@ def code_of(run: Run) -> str:
 
 
 def kept_steps(run: Run) -> list[tuple[int, float]]:
-    """The steps of the checkpoints that are closest to the SHARES of a training, within a factor of √2. Each
-    has the seconds of training until then, including earlier stages."""
+    """The steps of the checkpoints that are closest to the CURVE_SHARES of a training, within a factor of √2.
+    Each has the seconds of training until then, including earlier stages."""
     last = run.serving
     steps = int(last.status()["step"])
     checkpoints = [int(folder.name) for folder in last.checkpoints]
     seconds = run.training_seconds
     seconds_of_last = seconds if last is run else last.training_seconds
     chosen = {}
-    for share in SHARES:
+    for share in CURVE_SHARES:
         near = min(checkpoints, key=lambda step: abs(math.log(step / (share * steps))), default=0)
         if near and abs(math.log2(near / (share * steps))) <= 0.5:
             chosen[near] = seconds - seconds_of_last + seconds_of_last * near / steps
@@ -329,7 +335,7 @@ def judged_by() -> dict[str, str | None]:
     return {"judge_commit": commit, "judge_code": code_hash(*JUDGING)}
 
 
-def facts_of(run: Run) -> dict[str, Any]:
+def run_facts(run: Run) -> dict[str, Any]:
     """The id, title and training of a run, and its parameters over all stages."""
     params = sum(part.status().get("params") or 0 for part in run.stages or [run])
     return {"run": run.id, "title": run.title, "params": params, **run.training}

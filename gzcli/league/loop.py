@@ -21,15 +21,15 @@ from gzcli.league.league import (
     Entry,
     Terms,
     entries_of,
-    facts_of,
     is_judged,
     is_outdated,
     jobs_of,
     judged_by,
     judgement,
     kept_steps,
+    run_facts,
 )
-from gzcli.league.training import AGAIN, stopped, train_judges
+from gzcli.league.training import RESUME_HINT, stopped, train_judges
 from gzcli.metrics import standings
 from gzcli.metrics.selection import choose
 from gzcli.store import claims, files
@@ -137,7 +137,7 @@ def run_entries(
                 raise problem
             rows[i] = judge(train(entry, terms.budget, head, say), entry, terms, facts, say)
         except Interrupted as error:
-            error.advise(AGAIN)
+            error.advise(RESUME_HINT)
             raise
         except GzError as error:
             if heard:  # the signal that ended the entry's command
@@ -202,7 +202,7 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
 def facts_of_row(entry: Entry, run: Run | None) -> dict[str, Any]:
     """The model and seed of a row, and the id and cost of its run."""
     facts = {"model": entry.model, "seed": entry.seed, "command": entry.command}
-    return facts | (facts_of(run) if run else {})
+    return facts | (run_facts(run) if run else {})
 
 
 def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any], say: Say) -> list[dict[str, Any]]:

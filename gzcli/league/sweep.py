@@ -26,9 +26,9 @@ from gzcli.data.packs.open import facts_of, pack_options, peek
 from gzcli.data.sets.registry import locate
 from gzcli.launch.cost import Cost, judge_networks
 from gzcli.launch.plan import Request, ask, trained
-from gzcli.league.league import SHORTEST, least_budget
+from gzcli.league.league import MIN_ENTRY_SECONDS, least_budget
 from gzcli.league.loop import Point, draw_curves
-from gzcli.league.training import AGAIN, Training, digest, stopped, train_judges
+from gzcli.league.training import RESUME_HINT, Training, digest, stopped, train_judges
 from gzcli.metrics import networks
 from gzcli.recipe import schema
 from gzcli.recipe.yaml import flow
@@ -37,9 +37,9 @@ from gzcli.store.metrics import curves, metric_lines
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run
 
-USUAL = 8  # settings drawn from a range
-MOST = 1000  # most settings of a sweep
-TRIES = 100  # draws tried for each setting until it differs from the others
+DEFAULT_TRIALS = 8  # settings drawn from a range
+MAX_SETTINGS = 1000  # most settings of a sweep
+MAX_DRAWS_PER_SETTING = 100  # draws tried for each setting until it differs from the others
 _NUMBER = r"(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)"
 _RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}")
 _LENGTH = ("train.steps", "train.minutes")  # keys set by the budget
@@ -151,9 +151,9 @@ def sweep_of(
     if len(recipe.parts) > 1:
         raise UsageError(f"a sweep cannot train recipes with stages, such as `{model}`")
     size = math.prod(map(len, lists.values()))
-    n = trials or max(USUAL, size) if ranges else size
-    if n > MOST:
-        message = f"there are {n:,} settings, but a sweep tries at most {MOST:,}"
+    n = trials or max(DEFAULT_TRIALS, size) if ranges else size
+    if n > MAX_SETTINGS:
+        message = f"there are {n:,} settings, but a sweep tries at most {MAX_SETTINGS:,}"
         raise UsageError(message, hint=advice("use fewer values, or ranges with {}", Option("trials", "N")))
     integers = {key for key in ranges if schema.takes_integers(schema.schema(recipe.card), key)}
     settings = drawn(lists, ranges, integers, n, flags["seed"])
@@ -166,7 +166,7 @@ def sweep_of(
             hint=advice("{}, or {}", setting("optim.lr", "1e-3,3e-3"), setting("optim.lr", "1e-4..1e-2")),
         )
     sweep = Sweep(model, recipe.data.name, budget, len(settings), flags, fixed, lists, ranges, settings)
-    if sweep.first < SHORTEST:
+    if sweep.first < MIN_ENTRY_SECONDS:
         message = (
             f"the budget gives each of {sweep.trials} trials only {sweep.first:.1g} s in the first round"
         )
@@ -197,14 +197,14 @@ def parsed(
             if not 0 < low < high < math.inf:
                 message = f"`--set {text}` is not a range of numbers above 0"
                 raise UsageError(message, hint=setting(key, "1e-4..1e-2"))
-        elif len(values := values_of(value)) > 1:
+        elif len(values := listed_values(value)) > 1:
             lists[key] = values
         else:
             fixed.append(text)
     return fixed, lists, ranges
 
 
-def values_of(text: str) -> list[str]:
+def listed_values(text: str) -> list[str]:
     """The values that commas outside brackets separate."""
     depths = accumulate((char == "[") - (char == "]") for char in text)
     cuts = [i for i, (char, depth) in enumerate(zip(text, depths, strict=True)) if char == "," and depth <= 0]
@@ -223,7 +223,7 @@ def drawn(
     grid = [tuple(map("=".join, zip(lists, values, strict=True))) for values in product(*lists.values())]
     if not ranges:
         return tuple(grid)
-    draw, settings, tries = random.Random(seed), dict[Setting, None](), TRIES * n
+    draw, settings, tries = random.Random(seed), dict[Setting, None](), MAX_DRAWS_PER_SETTING * n
     while len(settings) < n and (tries := tries - 1):
         setting = [*grid[len(settings) % len(grid)]]
         for key, (low, high) in ranges.items():
@@ -393,7 +393,7 @@ def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:
     try:
         value = value_at(sweep, i, rung, record, lambda text: say(f"{words}: {text}"))
     except Interrupted as error:
-        error.advise(AGAIN)
+        error.advise(RESUME_HINT)
         raise
     except DivergedError:
         record.values.append(math.inf)

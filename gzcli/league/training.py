@@ -28,8 +28,8 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-AGAIN = "run the same command to resume"
-LOOK_EVERY = 0.5  # seconds between checks of another process's training
+RESUME_HINT = "run the same command to resume"
+STATUS_SECONDS = 0.5  # seconds between checks of another process's training
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Training:
                     else "waiting: another `gz` is training it"
                 )
             waits = True
-            time.sleep(LOOK_EVERY)
+            time.sleep(STATUS_SECONDS)
 
     def _train(self, run: Run | None, say: Say) -> Run:
         if run and self.is_done(run):
@@ -119,7 +119,7 @@ def train_judges(parts: Iterable[Part], say: Say, by: Sequence[str] | None = ())
 
 def stopped(number: int) -> Interrupted:
     """The error for work that a signal stopped between two trainings."""
-    return Interrupted(f"stopped by {signals.name_of(number)}", signum=number, hint=AGAIN)
+    return Interrupted(f"stopped by {signals.signal_name(number)}", signum=number, hint=RESUME_HINT)
 
 
 def digest(value: Any, digits: int) -> str:

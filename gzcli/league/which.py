@@ -28,7 +28,7 @@ from gzcli.data.packs.open import facts_of, peek
 from gzcli.data.sets.registry import locate
 from gzcli.launch import cost, launcher
 from gzcli.launch import plan as planning
-from gzcli.league.league import EXTRA, SHORTEST, Terms, beside_others, least_budget
+from gzcli.league.league import MIN_ENTRY_SECONDS, SAMPLE_SOURCES, Terms, beside_others, least_budget
 from gzcli.league.loop import League, run_league
 from gzcli.metrics import networks, standings
 from gzcli.metrics.selection import choose as choose_metrics
@@ -39,11 +39,13 @@ from gzcli.store.jobs import BenchJob
 from gzcli.store.runs import Run, by_name
 
 REGRET = 1.1  # largest excess of the shortlist on a shipped league, as a multiple of the least
-FEWEST = 4  # models of the shortlist, if that many fit
-SAMPLES = 1000  # samples compared for each model of the last round; earlier rounds take proportionally fewer
-FEW = 100  # fewest samples, for a model that draws for longer than `SHARE` of its training
-SHARE = 0.1
-JUDGES = ("fd", standings.SECOND)  # judges of the shipped leagues
+SHORTLIST_MODELS = 4  # models of the shortlist, if that many fit
+LAST_ROUND_SAMPLES = (
+    1000  # samples compared for each model of the last round; earlier rounds take proportionally fewer
+)
+MIN_SLOW_SAMPLES = 100  # fewest samples, for a model that draws for longer than `SHARE` of its training
+SLOW_SHARE = 0.1
+LEAGUE_JUDGES = ("fd", standings.SECOND_METRIC)  # judges of the shipped leagues
 PUBLISHED = "kid_lite"  # judge of colour images: it needs no training on the set, which may be small
 
 Excesses = Mapping[str, Mapping[str, float]]  # league and judge → model → excess over real images
@@ -68,7 +70,7 @@ class Race:
 
     def samples(self, seconds: float) -> int:
         """The number of samples compared for each model of a round with trainings of so many seconds."""
-        return max(FEW, round(SAMPLES * seconds / self.rounds[-1][1]))
+        return max(MIN_SLOW_SAMPLES, round(LAST_ROUND_SAMPLES * seconds / self.rounds[-1][1]))
 
     @property
     def evaluation(self) -> float:
@@ -79,7 +81,7 @@ class Race:
         rounds = (
             n * (cost.START + cost.evaluation(self.samples(seconds), gpus)) for n, seconds in self.rounds
         )
-        return sum(sum(rounds, judges).why.values(), SHARE * self.budget)
+        return sum(sum(rounds, judges).why.values(), SLOW_SHARE * self.budget)
 
     def seconds(self, parallel: int) -> float:
         """The most seconds of the race with so many trainings in parallel."""
@@ -172,7 +174,7 @@ def ask(
     capabilities = [choose("need", word, NEEDS) for word in needs]
     launch = beside_others(launch) if at_once else launch
     name = locate(data).reference
-    job = BenchJob((), name, None, SAMPLES, seed=seed, launch=launch, split="val")
+    job = BenchJob((), name, None, LAST_ROUND_SAMPLES, seed=seed, launch=launch, split="val")
     return race_of(Terms(name, seconds_of(budget), tuple(models) or None, (seed,), job, 0), capabilities)
 
 
@@ -195,7 +197,7 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     judges = metrics_of(facts_of(data))
     choose_metrics(judges, data, terms.job.split)
     race = Race(models, replace(terms, job=replace(terms.job, metrics=judges)), terms.budget)
-    if (least := race.rounds[0][1]) < SHORTEST:
+    if (least := race.rounds[0][1]) < MIN_ENTRY_SECONDS:
         message = f"the budget gives each of {len(models)} models only {least:.1g} s in the first round"
         raise UsageError(
             message, hint=advice("use {} or more", Option("budget", least_budget(terms.budget, least)))
@@ -208,7 +210,11 @@ def metrics_of(facts: Facts | None) -> tuple[str, ...]:
     judges that were trained on few detect neither blurs nor checkerboards."""
     if facts and networks.published_judges(facts):
         return (PUBLISHED,)
-    return (*JUDGES, PUBLISHED) if facts and facts.channels == 3 and networks.is_installed() else JUDGES
+    return (
+        (*LEAGUE_JUDGES, PUBLISHED)
+        if facts and facts.channels == 3 and networks.is_installed()
+        else LEAGUE_JUDGES
+    )
 
 
 def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:
@@ -233,7 +239,7 @@ def fits(name: str, data: str) -> bool:
         recipe = planning.ask(name, data, (), {}).recipe
     except UsageError:
         return False
-    return not any(need in EXTRA for part in recipe.parts for need in catalog.card(part.model).needs)
+    return not any(need in SAMPLE_SOURCES for part in recipe.parts for need in catalog.card(part.model).needs)
 
 
 def able(needs: Sequence[str]) -> list[str]:
@@ -256,7 +262,7 @@ def excesses() -> dict[str, dict[str, float]]:
             if row.get("late") == "True":  # it was trained for longer than the others
                 continue
             # with few images, the other judges miss blur
-            for judge in (PUBLISHED,) if row.get(f"{PUBLISHED}_excess") else JUDGES:
+            for judge in (PUBLISHED,) if row.get(f"{PUBLISHED}_excess") else LEAGUE_JUDGES:
                 if value := row.get(f"{judge}_excess"):
                     # an excess below half its interval cannot be distinguished from 0
                     least = float(row[f"{judge}_excess_half"])
@@ -286,7 +292,7 @@ def shortlist(table: Excesses, models: Collection[str], usual: str) -> tuple[str
         logs = [math.log(row.get(name, max(row.values()))) for row in regrets]
         return catalog.card(name).family in families, sum(logs)
 
-    while len(chosen) < FEWEST and (left := [name for name in models if name not in chosen]):
+    while len(chosen) < SHORTLIST_MODELS and (left := [name for name in models if name not in chosen]):
         chosen[min(left, key=preference)] = None
     return tuple(chosen)
 
@@ -331,7 +337,7 @@ def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) 
         if outcomes:
             models = tuple(order(outcomes[-1])[:size])
         n = race.samples(seconds)
-        job = replace(race.terms.job, n=n, few=FEW, patience=SHARE * seconds)
+        job = replace(race.terms.job, n=n, few=MIN_SLOW_SAMPLES, patience=SLOW_SHARE * seconds)
         terms = replace(race.terms, models=models, budget=seconds, job=job)
         yield League.of(terms, f"{seconds:.0f}s", **how)
 
@@ -354,7 +360,7 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
 
 def judges_of(result: Mapping[str, Any]) -> list[str]:
     """The judges that rank the models of a round."""
-    judges = dict.fromkeys([result["metric"], standings.SECOND, PUBLISHED])
+    judges = dict.fromkeys([result["metric"], standings.SECOND_METRIC, PUBLISHED])
     return [judge for judge in judges if any(judge in row["excess"] for row in result["summary"])]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.metrics.quality.neighbours import nearest
+from gzcli.metrics.quality.neighbours import nearest_rows
 from gzcli.store.png import picture_of
 
 
@@ -47,7 +47,7 @@ def knn_features(train: np.ndarray, features: list[np.ndarray], *, k: int = 1) -
     """For each array of `features`, the distances to the k-th neighbour in `train`, with all features
     normalised to length 1 (Sun et al. 2022, arXiv:2204.06507, §3)."""
     bank, *queries = (f / np.linalg.norm(f, axis=1, keepdims=True).clip(1e-12) for f in (train, *features))
-    return [nearest(f, bank, k=min(k, len(bank)))[0][:, -1] for f in queries]
+    return [nearest_rows(f, bank, k=min(k, len(bank)))[0][:, -1] for f in queries]
 
 
 def _png(image: np.ndarray) -> int:

@@ -32,9 +32,12 @@ from gzcli.metrics.networks import places
 from gzcli.store import cache_files, files
 
 FEATURES = 64
-STEPS, BATCH = 1500, 128
-EPOCHS, SMALLEST = 30, 32  # small sets use smaller batches, to get about this many epochs; least batch
-WARMUP = 0.07  # warm-up, as a share of the steps
+CLASSIFIER_STEPS, CLASSIFIER_BATCH = 1500, 128
+SMALL_SET_EPOCHS, MIN_BATCH = (
+    30,
+    32,
+)  # small sets use smaller batches, to get about this many epochs; least batch
+WARMUP_SHARE = 0.07  # warm-up, as a share of the steps
 SKILL = 0.25  # least accuracy beyond chance of a network that trains, as a share of the possible gain
 
 
@@ -68,12 +71,12 @@ class Training:
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
     augment: Callable[[Tensor], Tensor] | None
     smoothing: float = 0.0  # of the labels
-    steps: int = STEPS
-    batch: int = BATCH
+    steps: int = CLASSIFIER_STEPS
+    batch: int = CLASSIFIER_BATCH
     seed: int = 0
 
     def sized(self, images: int) -> Training:
-        return replace(self, batch=min(self.batch, max(SMALLEST, EPOCHS * images // self.steps)))
+        return replace(self, batch=min(self.batch, max(MIN_BATCH, SMALL_SET_EPOCHS * images // self.steps)))
 
 
 @dataclass
@@ -132,7 +135,7 @@ def once(
     if shipped.is_file():
         return read(shipped)
     waiting = f"waiting for another process that trains the feature network `{kind}`"
-    with cache_files.alone(path, on_wait=lambda: say(waiting)):
+    with cache_files.exclusive(path, on_wait=lambda: say(waiting)):
         if net := cache_files.read(path, read, say):
             return net
         say(f"training the feature network `{kind}` of `{pack.meta.name}` (once, a minute or more)")
@@ -193,7 +196,7 @@ def trained(
 
 def _rate(step: int, steps: int) -> float:
     """The factor of the learning rate: a warm-up, followed by half a cosine."""
-    return min(1, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1, (step + 1) / (WARMUP_SHARE * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _loss(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:

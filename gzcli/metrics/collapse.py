@@ -7,7 +7,7 @@ import numpy as np
 
 # a smaller share of the entropy of the classes means collapse; five of ten classes have 0.7
 FEW_CLASSES = 0.7
-CLOSE = 0.5  # a smaller share of the distance between images means collapse
+COLLAPSE_SHARE = 0.5  # a smaller share of the distance between images means collapse
 
 
 def entropy(classes: np.ndarray) -> float:
@@ -37,7 +37,7 @@ def warning(distance: float, classes: float | None) -> str | None:
     """A warning that the generator may have collapsed; None if neither share is small."""
     if classes is not None and classes < FEW_CLASSES:
         what = f"the entropy of its classes is {classes:.0%} of that of real images"
-    elif distance < CLOSE:
+    elif distance < COLLAPSE_SHARE:
         what = f"the distance between its images is {distance:.0%} of that between real images"
     else:
         return None

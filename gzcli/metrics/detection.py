@@ -13,7 +13,7 @@ from gzcli.core.errors import DivergedError, UsageError
 from gzcli.metrics.interval import exact_share
 
 # metric → heading with the direction of better values
-FIGURES: dict[str, tuple[str, Literal["down", "up"]]] = {
+DETECTION_METRICS: dict[str, tuple[str, Literal["down", "up"]]] = {
     "auroc": ("AUROC", "up"),
     "fpr95": ("FPR95", "down"),
     "fpr95_id": ("FPR95 (id)", "down"),
@@ -27,7 +27,7 @@ Ends = tuple[float, float]
 
 
 def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -> dict[str, Any]:
-    """The metrics of FIGURES, and `ci`, their 95 % intervals."""
+    """The metrics of DETECTION_METRICS, and `ci`, their 95 % intervals."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     s_in, s_out = (np.asarray(s, np.float64).ravel() for s in (s_in, s_out))

@@ -15,10 +15,10 @@ from gzcli.data.packs.pack import Pack
 from gzcli.metrics.classifier import FEATURES, Classifier, NetFeatures, Training, at_hand, once
 from gzcli.metrics.networks import RECIPES
 
-WIDTHS = (16, 32, 64, 64)
+FEATURE_WIDTHS = (16, 32, 64, 64)
 LR, WEIGHT_DECAY = 3e-3, 1e-2
 # Largest changes of an image: a 6 stays a 6, and the rotations can be told apart.
-ANGLE, SCALE, SHIFT = math.radians(10), 0.1, 0.08  # a shift is a share of the side
+MAX_ANGLE, MAX_SCALE, MAX_SHIFT = math.radians(10), 0.1, 0.08  # a shift is a share of the side
 CONTRAST, BRIGHTNESS = 0.2, 0.1  # of colour images
 
 
@@ -29,7 +29,7 @@ class LeNet(Classifier):
         super().__init__(size)
         height, width = sides(size)
         layers: list[nn.Module] = []
-        for filters in WIDTHS:
+        for filters in FEATURE_WIDTHS:
             layers += [nn.Conv2d(channels, filters, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
             channels, height, width = filters, height // 2, width // 2
             if min(height, width) <= 7:
@@ -46,11 +46,13 @@ class LeNet(Classifier):
         return self.head(features.relu())
 
 
-def moved(x: Tensor) -> Tensor:
+def moved_images(x: Tensor) -> Tensor:
     """Images [B, C, H, W] in [0, 1], each slightly rotated, scaled and shifted. Colour images also change in
     brightness and contrast. The border is repeated."""
     b, channels, height, width = x.shape
-    angle, scale, *shift = (2 * torch.rand(4, b) - 1) * torch.tensor([ANGLE, SCALE, SHIFT, SHIFT])[:, None]
+    angle, scale, *shift = (2 * torch.rand(4, b) - 1) * torch.tensor(
+        [MAX_ANGLE, MAX_SCALE, MAX_SHIFT, MAX_SHIFT]
+    )[:, None]
     cos, sin = (1 + scale) * angle.cos(), (1 + scale) * angle.sin()
     # coordinates are −1 … 1 on both axes, whatever the sides
     rows = [cos, -sin * height / width, 2 * shift[0], sin * width / height, cos, 2 * shift[1]]
@@ -64,7 +66,9 @@ def moved(x: Tensor) -> Tensor:
     return ((x - 0.5) * (1 + contrast) + 0.5 + brightness).clamp(0, 1)
 
 
-LENET = Training(RECIPES["lenet"], LeNet, partial(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY), moved)
+LENET = Training(
+    RECIPES["lenet"], LeNet, partial(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY), moved_images
+)
 
 
 class LeNetFeatures(NetFeatures):

@@ -11,7 +11,7 @@ import numpy as np
 from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Interval
 
-QUANTILE = 0.975  # quantile of the upper end of an interval
+UPPER_QUANTILE = 0.975  # quantile of the upper end of an interval
 Function = Callable[..., float]
 
 
@@ -57,7 +57,7 @@ def student(n: int) -> float:
     """Half the width of a mean's interval, in units of the standard error that n values reveal."""
     from scipy.stats import t
 
-    return float(t.ppf(QUANTILE, n - 1))
+    return float(t.ppf(UPPER_QUANTILE, n - 1))
 
 
 def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
@@ -75,7 +75,7 @@ def halves(
     return half_samples(lambda rows: function(rows, real), fake, **how)
 
 
-def moved(figure: Interval, value: float, unit: float = 1.0) -> Interval:
+def moved_rows(figure: Interval, value: float, unit: float = 1.0) -> Interval:
     """The interval of a metric, moved to another value. The metric is in units of 1 / `unit`."""
     ends = (figure.value if end is None else end for end in (figure.low, figure.high))
     return Interval(value, *(value + unit * (end - figure.value) for end in ends))
@@ -91,7 +91,7 @@ def not_negative(figure: Interval) -> Interval:
 def share(value: float, n: int) -> Interval:
     """A proportion of n independently drawn images, with its exact interval (Clopper & Pearson 1934). Near 0
     or 1, Wilson's interval contains the true proportion in as few as 90 % of cases."""
-    low, high = exact_share(round(value * n), n, 1 - QUANTILE)
+    low, high = exact_share(round(value * n), n, 1 - UPPER_QUANTILE)
     return Interval(value, float(low), float(high))
 
 

@@ -30,7 +30,7 @@ from gzcli.metrics.alarms.methods import LOCAL, METHODS
 if TYPE_CHECKING:
     import numpy as np
 
-Arrays = Mapping[str, "np.ndarray"]
+ScoreArrays = Mapping[str, "np.ndarray"]
 Fact = Literal["nll", "background_nll", "code_length", "gradient_norm", "statistics"]
 
 
@@ -39,33 +39,33 @@ class LikelihoodScore:
     """A score as a function of facts about B images: float64 [B] each, by the names of `Fact`. `statistics`
     are the NLL, the code length and further facts, each by its own name."""
 
-    compute: Callable[[Arrays, Any], np.ndarray]  # function of the facts and of what was fitted
+    compute: Callable[[ScoreArrays, Any], np.ndarray]  # function of the facts and of what was fitted
     reads: tuple[Fact, ...]  # names of the facts; a model without one of them does not have the score
-    fit: Callable[[Arrays], Any] | None = None  # function that fits to the same facts of held-out images
+    fit: Callable[[ScoreArrays], Any] | None = None  # function that fits to the same facts of held-out images
     default: bool = False  # whether the score is computed if no score is named
     tails: int = 2  # 2 if low values are unusual too; 1 if low values are the most usual
 
 
-def densities(held_out: Arrays) -> dict[str, Any]:
+def densities(held_out: ScoreArrays) -> dict[str, Any]:
     """A Gaussian kernel density estimate for each statistic that varies."""
     from scipy.stats import gaussian_kde
 
     return {name: gaussian_kde(values) for name, values in held_out.items() if values.std() > 0}
 
 
-def surprise(facts: Arrays, estimates: Mapping[str, Any]) -> np.ndarray:
+def surprise(facts: ScoreArrays, estimates: Mapping[str, Any]) -> np.ndarray:
     return -sum(estimate.logpdf(facts[name]) for name, estimate in estimates.items())
 
 
-def typicality(facts: Arrays, mean: float) -> np.ndarray:
+def typicality(facts: ScoreArrays, mean: float) -> np.ndarray:
     return abs(facts["nll"] - mean)
 
 
-def complexity(facts: Arrays, _: None) -> np.ndarray:
+def complexity(facts: ScoreArrays, _: None) -> np.ndarray:
     return facts["nll"] / math.log(2) - facts["code_length"]
 
 
-def ratio(facts: Arrays, _: None) -> np.ndarray:
+def ratio(facts: ScoreArrays, _: None) -> np.ndarray:
     return facts["nll"] - facts["background_nll"]
 
 

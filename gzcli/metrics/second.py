@@ -14,11 +14,11 @@ from gzcli.data.packs.pack import Pack
 from gzcli.metrics.classifier import FEATURES, Classifier, NetFeatures, Training, once
 from gzcli.metrics.networks import RECIPES
 
-WIDTH = 24  # channels of the first block; the second has FEATURES
-SIDE = 16  # from this side, the stem halves images
-BATCH = 64  # half that of the LeNet, because a step takes twice as long
+FIRST_CHANNELS = 24  # channels of the first block; the second has FEATURES
+STEM_SIDE = 16  # from this side, the stem halves images
+SECOND_BATCH = 64  # half that of the LeNet, because a step takes twice as long
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
-SHIFT, HOLE = 0.08, 0.35  # shares of the sides: the largest shift, and the square that is erased
+MAX_SHIFT, ERASED_SHARE = 0.08, 0.35  # shares of the sides: the largest shift, and the square that is erased
 ERASED = 0.5  # share of the images with an erased square
 
 
@@ -50,13 +50,18 @@ class ResNet(Classifier):
     def __init__(self, channels: int, size: Size, outputs: int):
         super().__init__(size)
         side, stem = min(sides(size)), []
-        strides = [2 if side >= SIDE else 1]
-        while (side := side // strides[-1]) > SIDE:
+        strides = [2 if side >= STEM_SIDE else 1]
+        while (side := side // strides[-1]) > STEM_SIDE:
             strides.append(2)
         for stride in strides:
-            stem += [convolution(channels, WIDTH, stride), nn.SiLU()]
-            channels = WIDTH
-        blocks = [Residual(WIDTH, WIDTH, 1), nn.SiLU(), Residual(WIDTH, FEATURES, 2), nn.SiLU()]
+            stem += [convolution(channels, FIRST_CHANNELS, stride), nn.SiLU()]
+            channels = FIRST_CHANNELS
+        blocks = [
+            Residual(FIRST_CHANNELS, FIRST_CHANNELS, 1),
+            nn.SiLU(),
+            Residual(FIRST_CHANNELS, FEATURES, 2),
+            nn.SiLU(),
+        ]
         self.body = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(FEATURES, outputs)
 
@@ -72,9 +77,9 @@ def erased(x: Tensor) -> Tensor:
     brightness (Zhong et al. 2020, arXiv:1708.04896). The border is repeated."""
     b, axes, holes = len(x), [], []
     for side in x.shape[2:]:
-        most = max(1, round(SHIFT * side))
+        most = max(1, round(MAX_SHIFT * side))
         axes.append((torch.arange(side) + torch.randint(-most, most + 1, (b, 1))).clamp(0, side - 1))
-        holes.append((torch.arange(side) - side * torch.rand(b, 1)).abs() < HOLE * side / 2)
+        holes.append((torch.arange(side) - side * torch.rand(b, 1)).abs() < ERASED_SHARE * side / 2)
     (rows, columns), image = axes, torch.arange(b)[:, None, None]
     x = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
     hole = holes[0][:, :, None] & holes[1][:, None] & (torch.rand(b, 1, 1) < ERASED)
@@ -82,9 +87,9 @@ def erased(x: Tensor) -> Tensor:
 
 
 SGD = partial(torch.optim.SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-SECOND = Training(RECIPES["second"], ResNet, SGD, erased, smoothing=0.1, batch=BATCH, seed=1)
+SECOND_TRAINING = Training(RECIPES["second"], ResNet, SGD, erased, smoothing=0.1, batch=SECOND_BATCH, seed=1)
 
 
 def second(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) -> NetFeatures:
     """The second judge of a data set, from `once`."""
-    return once(pack, SECOND, device=device, say=say)
+    return once(pack, SECOND_TRAINING, device=device, say=say)

@@ -16,7 +16,7 @@ from gzcli.metrics.metric import metrics
 
 # Split to compare with → split whose images replace samples.
 COUNTERPART = {"test": "train", "val": "train", "train": "test", "all": "all"}
-WORDS = {"train": "training images", "val": "validation images", "test": "test images"}
+SPLIT_WORDS = {"train": "training images", "val": "validation images", "test": "test images"}
 
 
 class RealSet(NamedTuple):
@@ -77,7 +77,7 @@ def shortages(names: Sequence[str], real: RealSet, split: str) -> list[tuple[str
     """For each number of images that metrics need and a set lacks: a message, and how to get as many."""
     counts, total = real.counts, sum(real.counts.values())
     side = min((split, COUNTERPART[split]), key=lambda name: counts.get(name, 0))
-    n, images = (total // 2, "images") if split == "all" else (counts[side], WORDS[side])
+    n, images = (total // 2, "images") if split == "all" else (counts[side], SPLIT_WORDS[side])
     by_need: dict[int, list[str]] = {}
     for name in names:
         if (need := fewest(name, real.classes)) > n:

@@ -16,12 +16,20 @@ from gzcli.metrics.metric import column_of, ranking
 
 AXES = {"steps": ("calls", "network calls per image"), "time": ("at_seconds", "seconds of training")}
 Row = Mapping[str, Any]
-SECOND = "fd_second"  # the metric of the second judge
+SECOND_METRIC = "fd_second"  # the metric of the second judge
 LATE = 1.25  # a model whose trainings took longer than this multiple of the budget has no place
 
-NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
+STANDING_NUMBERS = (
+    "params",
+    "train_seconds",
+    "train_steps",
+    "sample_seconds",
+    "steps",
+    "calls",
+    "peak_memory",
+)
 IDENTITY = ("model", "title", "seed", "setting", "run", "n", "drawn")
-FACTS = (*IDENTITY, *NUMBERS)  # `sample_seconds` is per image
+STANDING_FACTS = (*IDENTITY, *STANDING_NUMBERS)  # `sample_seconds` is per image
 SAMPLER = ("sampler", "guidance", "temperature")  # keys of the resolved sampler options
 ORIGIN = ("commit", "machine")
 
@@ -148,7 +156,7 @@ def over_seeds(excesses: Sequence[Excess | None]) -> Excess | None:
     return Excess(fmean(excess.value for excess in every), half, every[0].over_floor)
 
 
-def places(excesses: Mapping[str, Excess]) -> dict[str, str]:
+def rank_ranges(excesses: Mapping[str, Excess]) -> dict[str, str]:
     """The rank of each model by its excess, such as `2–4` for one that cannot be distinguished from its
     neighbours."""
     spans = {}
@@ -170,17 +178,17 @@ def second_order(excesses: Mapping[str, Mapping[str, Excess]], metric: str) -> d
     """Compares the rankings of the two judges: Spearman's rank correlation, and the models whose ranks do not
     overlap. None if both have judged fewer than three models."""
     first, second = (
-        {name: by[judge] for name, by in excesses.items() if metric in by and SECOND in by}
-        for judge in (metric, SECOND)
+        {name: by[judge] for name, by in excesses.items() if metric in by and SECOND_METRIC in by}
+        for judge in (metric, SECOND_METRIC)
     )
-    if metric == SECOND or len(first) < 3:
+    if metric == SECOND_METRIC or len(first) < 3:
         return None
-    by_first, by_second = places(first), places(second)
+    by_first, by_second = rank_ranges(first), rank_ranges(second)
     apart = [
         [name, by_first[name], by_second[name]] for name in first if _apart(by_first[name], by_second[name])
     ]
     sizes = ([excess.size for excess in order.values()] for order in (first, second))
-    return {"metric": SECOND, "spearman": spearman(*sizes), "apart": apart}
+    return {"metric": SECOND_METRIC, "spearman": spearman(*sizes), "apart": apart}
 
 
 def _apart(place: str, place_b: str) -> bool:
@@ -203,9 +211,9 @@ def two_judges(
     metric = ranking_metric(rows, requested, directions)
     if metric is None:
         return {"metric": None, "places": {}, "second": None}
-    both = {row["name"]: excesses_of(row, (metric, SECOND)) for row in rows}
+    both = {row["name"]: excesses_of(row, (metric, SECOND_METRIC)) for row in rows}
     of_metric = {name: by[metric] for name, by in both.items() if metric in by}
-    return {"metric": metric, "places": places(of_metric), "second": second_order(both, metric)}
+    return {"metric": metric, "places": rank_ranges(of_metric), "second": second_order(both, metric)}
 
 
 def second_of(summaries: Sequence[Row], metric: str) -> dict[str, Any] | None:
@@ -228,10 +236,10 @@ def of_seed(rows: Sequence[Row], seed: int, metric: str) -> dict[str, float]:
 
 
 def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None) -> list[dict[str, Any]]:
-    """A row for each model, the best first and those without a place last. It has NUMBERS and metrics as
-    means over the seeds, standard deviations (None for one seed or values that are not finite), and excesses
-    with their intervals. It also has the place, the numbers of complete and failed seeds, and the details of
-    SAMPLER and ORIGIN.
+    """A row for each model, the best first and those without a place last. It has STANDING_NUMBERS and
+    metrics as means over the seeds, standard deviations (None for one seed or values that are not finite),
+    and excesses with their intervals. It also has the place, the numbers of complete and failed seeds, and
+    the details of SAMPLER and ORIGIN.
 
     budget: seconds of training for each model. A model that took over `LATE` times as long, on average over
       its seeds, has no place.
@@ -263,14 +271,14 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
                 "failed": len(of_model) - len(complete),
                 "late": late,
                 "n": min((row["n"] for row in complete if row.get("n")), default=None),
-                **{key: mean(present(row.get(key) for row in complete)) for key in NUMBERS},
+                **{key: mean(present(row.get(key) for row in complete)) for key in STANDING_NUMBERS},
                 **{key: joined(detail(row, key) for row in complete) for key in (*SAMPLER, *ORIGIN)},
                 "metrics": {name: fmean(samples) for name, samples in values.items() if samples},
                 "deviations": {name: deviation(samples) for name, samples in values.items() if samples},
                 "excess": {name: excess.ends for name, excess in excesses.items()},
             }
         )
-    of_place = places(of_metric)
+    of_place = rank_ranges(of_metric)
     for row in summaries:
         row["place"] = of_place.get(row["model"])
 
@@ -289,7 +297,7 @@ def title_of(titles: Sequence[str]) -> str:
     return "; ".join(different)
 
 
-def heading(name: str, rows: Sequence[Row]) -> str:
+def metric_heading(name: str, rows: Sequence[Row]) -> str:
     """The heading of a metric: a likelihood, which uses no guidance, is marked if samples are guided."""
     return f"{name}, unguided" if any(drawn_by(name, row) == "unguided" for row in rows) else name
 
@@ -384,7 +392,7 @@ def table_of(rows: Sequence[Row], *extra: str) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     lines = []
     for row in rows:
-        line = {key: row.get(key) for key in (*FACTS, *extra)}
+        line = {key: row.get(key) for key in (*STANDING_FACTS, *extra)}
         line |= {key: detail(row, key) for key in (*SAMPLER, *ORIGIN)}
         if any(any_row.get("judge_commit") for any_row in rows):  # older rows do not name it
             line["judge_commit"] = row.get("judge_commit")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gzcli.models.base import Model
 
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parent
+MODELS_FOLDER = Path(__file__).resolve().parent
 
 APPLICATIONS = (
     *("reconstruct", "interpolate", "traverse", "analogies", "translate", "inpaint"),
@@ -45,7 +45,7 @@ _ATTRIBUTES = (
 # a table in a class, in one line or several
 _VARIANTS = re.compile(r"^    variants = (\{[^\n]*\}|\{\n.*?^    \})$", re.MULTILINE | re.DOTALL)
 # classes that files from outside may import by their old names
-RENAMED = dict.fromkeys(("EstimateOptions", "ScoreOptions"), "ObjectiveOptions") | {
+RENAMED_CLASSES = dict.fromkeys(("EstimateOptions", "ScoreOptions"), "ObjectiveOptions") | {
     "ZigzagOptions": "DiTOptions"
 }
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
@@ -61,7 +61,7 @@ PARSING = RLock()  # Python's parser counts its depth for all threads together (
 
 def modification_time(path: Path) -> int:
     """The modification time in ns of a file outside the package; 0 for a file of the package."""
-    return 0 if str(path).startswith(f"{ROOT}/") else path.stat().st_mtime_ns
+    return 0 if str(path).startswith(f"{MODELS_FOLDER}/") else path.stat().st_mtime_ns
 
 
 def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
@@ -121,7 +121,11 @@ def module_of(path: Path) -> Module:
     except SyntaxError:
         tree = ast.parse(text, str(path))
     body = tree.body
-    package = ["gzcli", *path.parent.relative_to(ROOT.parent).parts] if ROOT.parent in path.parents else []
+    package = (
+        ["gzcli", *path.parent.relative_to(MODELS_FOLDER.parent).parts]
+        if MODELS_FOLDER.parent in path.parents
+        else []
+    )
     imports: dict[str, tuple[str, str]] = {}
     for node in (line for top in body for line in (top.body if isinstance(top, ast.If) else [top])):
         if isinstance(node, ast.ImportFrom):
@@ -210,14 +214,14 @@ def outdated_imports(path: Path) -> list[str]:
 
 def _can_import(module: str, name: str) -> bool:
     """Whether a module of gz may define a name: its text contains the name, or a submodule has it."""
-    file = _file_of(ROOT, module)
+    file = _file_of(MODELS_FOLDER, module)
     in_text = file is not None and re.search(rf"\b{name}\b", text_of(file))
-    return name == "*" or bool(in_text or _file_of(ROOT, f"{module}.{name}"))
+    return name == "*" or bool(in_text or _file_of(MODELS_FOLDER, f"{module}.{name}"))
 
 
 def _successor(module: str, name: str) -> str:
     """A sentence on a removed name, with the import of its successor if there is one."""
-    gone, options, new = f"gz has no `{module}.{name}`", "", RENAMED.get(name, name)
+    gone, options, new = f"gz has no `{module}.{name}`", "", RENAMED_CLASSES.get(name, name)
     if variant := _variant(name):
         place, new = variant.module, variant.cls
         defaults = variant.lineage[0].attributes["variants"]
@@ -226,10 +230,10 @@ def _successor(module: str, name: str) -> str:
         options = f", and set `model: {json.dumps(values)}` in the recipe"
     else:
         definition = re.compile(rf"^(?:class |def ){new}\b|^{new}\b.* = ", re.MULTILINE)
-        files = [path for path in ROOT.rglob("*.py") if definition.search(text_of(path))]
+        files = [path for path in MODELS_FOLDER.rglob("*.py") if definition.search(text_of(path))]
         if len(files) != 1:
             return gone
-        place = ".".join(files[0].relative_to(ROOT.parent.parent).with_suffix("").parts)
+        place = ".".join(files[0].relative_to(MODELS_FOLDER.parent.parent).with_suffix("").parts)
     alias = "" if new == name else f" as {name}"
     return f"{gone}; write `from {place} import {new}{alias}`{options}"
 
@@ -239,7 +243,7 @@ def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
     module = module_of(path)
     if name in module.imports:
         source, original = module.imports[name]
-        file = _file_of(ROOT, source)
+        file = _file_of(MODELS_FOLDER, source)
         return _value(original, file) if file else (None, path)
     return module.values.get(name), path
 
@@ -254,7 +258,7 @@ class Class:
 
     @property
     def is_model(self) -> bool:
-        return self.node.name == "Model" and self.path == ROOT / "base.py"
+        return self.node.name == "Model" and self.path == MODELS_FOLDER / "base.py"
 
     @cached_property
     def methods(self) -> dict[str, ast.FunctionDef]:
@@ -277,7 +281,7 @@ def lineage_of(path: Path, name: str) -> list[Class]:
     module = module_of(path)
     if name not in module.classes:
         source, original = module.imports.get(name, ("", ""))
-        file = _file_of(ROOT, source) if source else None
+        file = _file_of(MODELS_FOLDER, source) if source else None
         return lineage_of(file, original) if file else []
     node = module.classes[name]
     line = [Class(node, path)]
@@ -286,7 +290,7 @@ def lineage_of(path: Path, name: str) -> list[Class]:
             line += lineage_of(path, base.id)
         elif isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):  # vae.Vae
             origin = module.imports.get(base.value.id)
-            if origin and (file := _file_of(ROOT, ".".join(filter(None, origin)))):
+            if origin and (file := _file_of(MODELS_FOLDER, ".".join(filter(None, origin)))):
                 line += lineage_of(file, base.attr)
     # A base that two branches share comes after both, as in Python's own order.
     return [cls for i, cls in enumerate(line) if all(cls.node is not later.node for later in line[i + 1 :])]
@@ -355,7 +359,7 @@ def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
     options with equal names, because recipes are flat."""
     params: dict[str, Param] = {}
     source: dict[str, str] = {}  # of an option the parameter that it is part of
-    a, from_gz = function.args, ROOT in path.parents
+    a, from_gz = function.args, MODELS_FOLDER in path.parents
     defaults = [None] * (len(a.posonlyargs) + len(a.args) - len(a.defaults)) + a.defaults + a.kw_defaults
     for arg, default in zip((*a.posonlyargs, *a.args, *a.kwonlyargs), defaults, strict=True):
         place = f"{path}:{arg.lineno}:{arg.col_offset + 1}"
@@ -392,7 +396,7 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 name, kind = line.target.id, type_of(line.annotation, cls.path)
                 value = None if line.value is None else value_of(line.value, cls.path)
-                fields[name] = Param(name, kind, value, line.value is None, ROOT in cls.path.parents)
+                fields[name] = Param(name, kind, value, line.value is None, MODELS_FOLDER in cls.path.parents)
     for name, param in fields.items():
         param = replace(param, doc=texts.get(name, ""))
         yield replace(param, default=changed[name], required=False) if name in changed else param
@@ -533,7 +537,7 @@ class ModelCard:
 
 def cards() -> dict[str, ModelCard]:
     """Every model by name: the zoo, ordered by family and name, then models from outside the package."""
-    firsts = filter(None, map(read_card, zoo_files(ROOT)))
+    firsts = filter(None, map(read_card, zoo_files(MODELS_FOLDER)))
     zoo = [card for first in firsts for card in (first, *variants_of(first))]
     by_name = {card.name: card for card in sorted(zoo, key=lambda card: (card.family, card.name))}
     for path in model_files.model_files().values():
@@ -546,7 +550,7 @@ def families() -> dict[str, str]:
     """The family of every model by name, in the order of `cards`. The files of gz are searched and not
     parsed, which takes a twentieth of the time."""
     zoo: list[tuple[str, str]] = []
-    for path in zoo_files(ROOT):
+    for path in zoo_files(MODELS_FOLDER):
         if model_files.names_paper(text := text_of(path)):
             zoo += [(path.parent.name, name) for name in (path.stem, *_variants_in(text))]
     family_of = {name: family for family, name in sorted(zoo)}
@@ -575,7 +579,7 @@ def card(name: str) -> ModelCard:
 
 def _variant(name: str) -> ModelCard | None:
     """The card of a variant: a model of the zoo that is another one with other defaults."""
-    firsts = (read_card(path) for path in zoo_files(ROOT) if canonical(name) in variant_names(path))
+    firsts = (read_card(path) for path in zoo_files(MODELS_FOLDER) if canonical(name) in variant_names(path))
     variants = (variant for first in firsts if first for variant in variants_of(first))
     return next((variant for variant in variants if variant.name == canonical(name)), None)
 
@@ -625,7 +629,7 @@ def zoo_files(root: Path) -> tuple[Path, ...]:
 
 def zoo_file(name: str) -> Path | None:
     """The file of the package that defines a model of this name; None if there is none."""
-    files = (path for path in zoo_files(ROOT) if path.stem == canonical(name))
+    files = (path for path in zoo_files(MODELS_FOLDER) if path.stem == canonical(name))
     return next((path for path in files if model_class(path)), None)
 
 
@@ -823,7 +827,7 @@ def variants_of(card: ModelCard) -> Iterator[ModelCard]:
 def _place(path: Path) -> tuple[str, str]:
     """The family of a file, and the name of its module. Each version of an outside file has its own name,
     because two runs may contain two versions."""
-    if ROOT in path.parents:
+    if MODELS_FOLDER in path.parents:
         return path.parent.name, f"{__package__}.{path.parent.name}.{path.stem}"
     digest = hashlib.sha256(f"{path}:{modification_time(path)}".encode()).hexdigest()[:12]
     return OUTSIDE, f"gzcli_outside_{digest}_{path.stem}"

@@ -40,9 +40,9 @@ from gzcli.models.nn import (
     to_fp32,
 )
 
-SIDE = 32  # images of a larger side are averaged to it before they are compared
+CLUSTER_SIDE = 32  # images of a larger side are averaged to it before they are compared
 TABLE = ".table.weight"  # of a `ClassEmbedding`
-ROUNDS = 20  # most iterations of k-means
+MAX_KMEANS_ROUNDS = 20  # most iterations of k-means
 # most classes in a likelihood without labels, because each needs its own passes
 SUMMED, SUMMED_BY_ODE = 100, 10
 MIN_CLUSTER = 20  # least average size of a cluster: the network would memorise smaller clusters
@@ -110,7 +110,7 @@ class Clusters(nn.Module):
     def __init__(self, shape: tuple[int, ...], count: int, classes: int = 1):
         super().__init__()
         c, h, w = shape
-        self.grid = (min(h, SIDE), min(w, SIDE))
+        self.grid = (min(h, CLUSTER_SIDE), min(w, CLUSTER_SIDE))
         self.classes, self.each = classes, count // classes
         self.register_buffer("centres", torch.zeros(count, c * self.grid[0] * self.grid[1]))
         self.register_buffer("shares", torch.full((count,), 1 / count))
@@ -201,7 +201,7 @@ def k_means(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     # one thread takes seconds; more are ten times as slow if they wait for a busy core
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # equal images belong to one cluster
-        kmeans = KMeans(count, n_init=1, max_iter=ROUNDS, random_state=0).fit(points)
+        kmeans = KMeans(count, n_init=1, max_iter=MAX_KMEANS_ROUNDS, random_state=0).fit(points)
     return kmeans.cluster_centers_, np.bincount(kmeans.labels_, minlength=count)
 
 

@@ -15,15 +15,15 @@ from typing import Any
 from gzcli.core.sections import SCALES, SECTIONS, OptimSection, Part, keys_of
 from gzcli.models import catalog
 from gzcli.models.catalog import OUTSIDE, ModelCard, cards, families, parameter_texts
-from gzcli.recipe.files import PARTS, presets
+from gzcli.recipe.files import SCALE_KEYS, presets
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, as_json_schema, below, limits, parse, schema
 from gzcli.recipe.yaml import Key, lines
 from gzcli.store.paths import recipe_names, spelling
 
-WIDTH = 80  # columns of a terminal
+PAGE_COLUMNS = 80  # columns of a terminal
 COLUMN = 31  # where texts begin, unless all values of a section are shorter
-LEAST = 24  # least columns of a text, however far its section is indented
+MIN_TEXT_COLUMNS = 24  # least columns of a text, however far its section is indented
 
 Tree = dict[str, Any]
 
@@ -40,7 +40,7 @@ def section_texts(section: type) -> dict[str, str]:
     return {f.name: texts[f.name] for f in keys_of(section) if f.name in texts}
 
 
-def texts(recipe: Recipe) -> dict[str, str]:
+def key_texts(recipe: Recipe) -> dict[str, str]:
     """The texts of a recipe's keys, by dotted key. Keys without a text are omitted."""
     of_part, optim = section_texts(Part), section_texts(OptimSection)
     shared = {key: of_part[key] for key in ("about", "scale", "seed", "format", "params")}
@@ -58,7 +58,7 @@ def texts(recipe: Recipe) -> dict[str, str]:
     return every
 
 
-def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WIDTH) -> str:
+def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = PAGE_COLUMNS) -> str:
     """The tree as YAML with the text of each key as a comment, wrapped at `width` columns if values allow."""
     written = [(at[:-1], texts.get(".".join(map(str, at)), ""), line) for at, line in lines(tree)]
     columns: dict[Key, int] = {}  # column in which the texts of a section begin
@@ -71,7 +71,7 @@ def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WI
             out.append(line)
             continue
         column = columns[section]
-        first, *more = textwrap.wrap(text, max(LEAST, width - column - 2), break_on_hyphens=False)
+        first, *more = textwrap.wrap(text, max(MIN_TEXT_COLUMNS, width - column - 2), break_on_hyphens=False)
         if len(line) + 2 > column:
             out.append(line)
             line = ""
@@ -164,8 +164,10 @@ def _cases(tree: Tree, name: str) -> Tree:
     """The schema of `for`: a fragment for each set or shape class. A scale has its own sections, and a map of
     such fragments."""
     one = {"$ref": f"#/definitions/{name}"}
-    there = PARTS if name == "stage" else OPEN
-    scales = {part: {"$ref": f"{one['$ref']}/properties/{part}"} if part in there else {} for part in PARTS}
+    there = SCALE_KEYS if name == "stage" else OPEN
+    scales = {
+        part: {"$ref": f"{one['$ref']}/properties/{part}"} if part in there else {} for part in SCALE_KEYS
+    }
     scale = {"type": "object", "properties": scales, "additionalProperties": one}
     return {**tree, "properties": dict.fromkeys(SCALES, scale), "additionalProperties": one}
 

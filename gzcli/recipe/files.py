@@ -25,7 +25,7 @@ from gzcli.recipe.yaml import Document, Key, Problem, read_file, read_text
 from gzcli.store import model_files
 from gzcli.store.paths import recipes_dir, trained_in
 
-PARTS = ("model", "sample", "stages", *SECTIONS)  # below a scale, these apply to all its sets
+SCALE_KEYS = ("model", "sample", "stages", *SECTIONS)  # below a scale, these apply to all its sets
 STORABLE = "int, float, bool, str, None, Literal[…], tuple[…], list[…]"
 RESERVED = {"name"}  # key in a recipe's `model` with the model's name
 _HEADER = re.compile(rf" +({'|'.join([*schema(None), 'stages', 'for', 'extends'])}):")
@@ -38,7 +38,7 @@ _FLAGS = {
     "launch.main_port": "--main-process-port",
 }
 # Names of models elsewhere, in canonical form → the nearest model here.
-ELSEWHERE = {
+FOREIGN_MODELS = {
     **dict.fromkeys(("advvae", "adversarialvae", "vae_gan", "vaegan"), "aae"),
     **dict.fromkeys(("vanvae", "vanillavae", "betavae", "beta_vae"), "vae"),
     **dict.fromkeys(("vanflow", "vanillaflow", "nice"), "flow"),
@@ -167,7 +167,7 @@ def find(what: str) -> Path:
         raise UsageError(
             f"there is no model `{what}`", hint=f"for the file in this folder, use `./{what}.py`"
         )
-    ours = ELSEWHERE.get(canonical(what))
+    ours = FOREIGN_MODELS.get(canonical(what))
     near = f"the closest model in gz is `{ours}`" if ours else as_data(what) or did_you_mean(what, recipes())
     raise UsageError(f"there is no model `{what}`", hint=near or names)
 
@@ -270,10 +270,10 @@ def _sections(file: Layer, tree: Any, problems: list[Problem]) -> dict[Keys, Lay
         if name not in SCALES:
             add((name,), section)
         elif isinstance(section, dict):
-            if whole := {key: value for key, value in section.items() if key in PARTS}:
+            if whole := {key: value for key, value in section.items() if key in SCALE_KEYS}:
                 add((name,), whole)
             for key, values in section.items():
-                if key not in PARTS:
+                if key not in SCALE_KEYS:
                     add((name, key), values)
         else:
             message = (

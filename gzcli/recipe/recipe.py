@@ -18,7 +18,7 @@ from gzcli.core.sections import (
     leaves,
     lists,
     part_of,
-    plain,
+    plain_values,
     tuples,
 )
 from gzcli.data.packs.augment import AUGMENTS, parse_augment
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Recipe")
 
 # Files that distinguish a folder of a run, or of a diffusers model, from one that only has the same name.
-MARKS = ("status.json", "config.json", "model_index.json")
+FOLDER_MARKS = ("status.json", "config.json", "model_index.json")
 # section and key of values that are a file or a run
 REFERENCES = (("model", "base"), ("data", "latent"), ("train", "init"), ("ood", "background"))
-SHARED = ("about", "scale", "seed", "format", "data", "bench", "launch")  # keys that all parts share
+SHARED_KEYS = ("about", "scale", "seed", "format", "data", "bench", "launch")  # keys that all parts share
 OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage
 
 
@@ -104,8 +104,8 @@ class Recipe:
             tree = part.tree() | {"data": lists(self.own_data.get(part.stage, {}))}
             stages[part.stage] = {key: tree[key] for key in OF_STAGE}
         first = {key: getattr(self, key) for key in ("about", "scale", "seed", "format")}
-        first["data"] = plain(self.data)
-        last = {"bench": plain(self.bench), "launch": plain(self.launch)}
+        first["data"] = plain_values(self.data)
+        last = {"bench": plain_values(self.bench), "launch": plain_values(self.launch)}
         return {**first, "stages": {name: stages[name] for name in self.stages}, **last}
 
 
@@ -114,7 +114,7 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
     if "stages" not in tree:
         part = part_of(tree)
         return Recipe((part,), **_shared(part))
-    top = {key: tree[key] for key in SHARED if key in tree}
+    top = {key: tree[key] for key in SHARED_KEYS if key in tree}
     trained = {name: part for name, part in tree["stages"].items() if isinstance(part, Mapping)}
     own_data = {name: tuples(part.get("data") or {}) for name, part in trained.items()}
     parts = [
@@ -149,7 +149,7 @@ def write_chosen(run: Run, changes: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _shared(part: Part) -> dict[str, Any]:
-    return {key: getattr(part, key) for key in SHARED}
+    return {key: getattr(part, key) for key in SHARED_KEYS}
 
 
 # --- paths ---
@@ -174,7 +174,7 @@ def anchored(recipe: R, dataset: DataSet | None) -> R:
 def _absolute(name: str) -> str:
     """The absolute path of a file, a run or a model of diffusers; any other text unchanged."""
     path = Path(name).expanduser()
-    is_path = path.is_file() or any((path / mark).is_file() for mark in MARKS)
+    is_path = path.is_file() or any((path / mark).is_file() for mark in FOLDER_MARKS)
     return str(path.absolute()) if is_path else name
 
 

@@ -44,7 +44,15 @@ from typing import Any
 from gzcli.core.devices import count_gpus
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
 from gzcli.core.hints import Option, advice
-from gzcli.core.sections import MEETING, PER_DIMENSION, SCALES, DataSection, leaves, part_of, plain
+from gzcli.core.sections import (
+    MEETING_KEYS,
+    PER_DIMENSION,
+    SCALES,
+    DataSection,
+    leaves,
+    part_of,
+    plain_values,
+)
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.facts import FEW_IMAGES, SHAPES, Facts
 from gzcli.data.packs.open import facts_of
@@ -53,16 +61,16 @@ from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema
 from gzcli.recipe.files import Keys, Layer, RecipeFile, layers_typed, read_chain
-from gzcli.recipe.recipe import OF_STAGE, SHARED, Recipe, check_data, check_strategy, recipe_of
+from gzcli.recipe.recipe import OF_STAGE, SHARED_KEYS, Recipe, check_data, check_strategy, recipe_of
 from gzcli.recipe.yaml import Key, Problem, check_text, in_order, refusal
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names, trained_in
 
-USUAL = "GZ_DATA"  # environment variable with the data set to train on by default
+DATA_VARIABLE = "GZ_DATA"  # environment variable with the data set to train on by default
 INHERITED = ("train", "optim")  # sections at the top of a recipe that apply to every stage
 OF_MODEL = ("model", "sample", "ood")  # sections whose keys depend on the model
-MINUTES = 15.0  # minutes up to which a training on a CPU has the scale `tiny`
-WARMUP = 10  # most warm-up steps for trained weights; a longer warm-up protects random weights
+MAX_TINY_MINUTES = 15.0  # minutes up to which a training on a CPU has the scale `tiny`
+MAX_INIT_WARMUP = 10  # most warm-up steps for trained weights; a longer warm-up protects random weights
 LARGE_LIMIT = 20.0  # norm of a gradient: rarely reached per dimension, but reached per image
 GENERAL = (*SHAPES, FEW_IMAGES, *SCALES)  # sections of `for` that are not about a single set
 _TYPED = {
@@ -217,7 +225,7 @@ def _resolve(
             problems.append(Problem(where, f"this recipe is for `{card.name}`", f"gz train {named}"))
     tree["data"]["name"] = dataset.name if isinstance(dataset, DataSpec) else name
     if usual:
-        origin["data.name"] = USUAL
+        origin["data.name"] = DATA_VARIABLE
     ours = _chosen_by_gz(origin, chain)
     if choice.scale:
         tree["scale"], origin["scale"] = choice.scale, choice.why
@@ -324,9 +332,9 @@ def _for_few(start: Weights, data: str | None, gpus: int) -> dict[str, Any]:
         same = [part for part in recipe.parts if part.stage == stage] if stage else []
         same = same or [part for part in recipe.parts if canonical(part.model) == canonical(model)]
         if same:
-            optim = plain(same[0].optim)
-            optim["warmup"] = min(optim["warmup"], WARMUP)
-            values[stage] = {"train": plain(same[0].train), "optim": optim}
+            optim = plain_values(same[0].optim)
+            optim["warmup"] = min(optim["warmup"], MAX_INIT_WARMUP)
+            values[stage] = {"train": plain_values(same[0].train), "optim": optim}
             if _lacks_labels(dataset, choice.facts) and "conditional" in same[0].options:
                 guidance = {"guidance": None} if "guidance" in same[0].sample else {}  # that of labels
                 values[stage] |= {"model": {"conditional": False}, "sample": guidance}
@@ -402,8 +410,8 @@ def _usual_scale(
         return "tiny", f"set by the recipe for {name}"
     if not launch.get("cpu") and launch.get("gpus") != 0 and (launch.get("gpus") or gpus):
         return "full", "on GPUs"
-    if isinstance(minutes, int | float) and minutes <= MINUTES:
-        return "tiny", f"up to {MINUTES:g} minutes"
+    if isinstance(minutes, int | float) and minutes <= MAX_TINY_MINUTES:
+        return "tiny", f"up to {MAX_TINY_MINUTES:g} minutes"
     return "small", "no GPU is used"
 
 
@@ -479,7 +487,7 @@ def _data_name(layers: Iterable[Layer]) -> str:
 def _usual_set(chain: Iterable[RecipeFile], bases: Iterable[Layer]) -> str | None:
     """The set with which `GZ_DATA` replaces a shipped recipe's own. None if it does not: the recipe lacks
     settings for one of the two, or the user names a set."""
-    usual = os.environ.get(USUAL)
+    usual = os.environ.get(DATA_VARIABLE)
     if not usual or any("name" in layer.section("data") for layer in bases if layer.source != "shipped"):
         return None
     shipped = [file for file in chain if file.shipped]
@@ -654,7 +662,7 @@ def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]
     earlier versions could. Nor may it decide which machine is trusted, because processes that meet at an
     address accept everything sent from there."""
     launch = layer.section("launch")
-    banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
+    banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING_KEYS)
     if not set(banned) & set(launch):
         return layer.tree
     for key in banned:
@@ -672,10 +680,17 @@ def _composed(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The tree of defaults and layers, and the origin of each value by dotted key. `cards` are the models by
     stage ("" for a recipe without stages). `reused` are the runs that replace stages, with their origins."""
-    tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
+    tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED_KEYS})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
-        _lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, layer, origin, to=(), at=())
+        _lay(
+            tree,
+            {key: layer.tree[key] for key in SHARED_KEYS if key in layer.tree},
+            layer,
+            origin,
+            to=(),
+            at=(),
+        )
     tree.pop("params", None)
     parts: dict[str, Any] = {}
     for stage, card in cards.items():
@@ -694,7 +709,7 @@ def _composed(
             shared = {key: layer.tree[key] for key in INHERITED if key in layer.tree}
             _lay(part, shared, layer, origin, to=at, at=())
             tree_of_part = layer.section("stages").get(stage) if stage else layer.tree
-            values = {k: v for k, v in (tree_of_part or {}).items() if stage or k not in SHARED}
+            values = {k: v for k, v in (tree_of_part or {}).items() if stage or k not in SHARED_KEYS}
             _lay(part, values, layer, origin, to=at, at=at)
         parts[stage] = part
     return {**tree, **(parts.get("") or {"stages": parts})}, origin

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from gzcli.core import sections
 from gzcli.core.errors import UsageError, canonical, did_you_mean
-from gzcli.core.sections import FIXED, SECTIONS, SYNONYMS, Part, keys_of, renamed, without_gone
-from gzcli.core.units import WORDS, canonical_size, nearest
+from gzcli.core.sections import FIXED_KEYS, SECTIONS, SYNONYMS, Part, keys_of, renamed, without_gone
+from gzcli.core.units import SIZE_FORMS, canonical_size, nearest
 from gzcli.models.catalog import ModelCard, Param, phases, scores_made
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
@@ -27,7 +27,7 @@ LARGEST_FLOAT = 3.4028234663852886e38  # of float32, in which models compute
 ABSENT = object()  # default of a key that is only in the resolved recipe if it is given
 ANY = "*"  # represents every other key of a section whose keys are not known
 # keys of other programs → what to use here
-ELSEWHERE = {
+FOREIGN_KEYS = {
     "epochs": "use `train.steps`; `gz train MODEL --epochs N` converts epochs to steps",
 }
 
@@ -70,7 +70,7 @@ def _typed(annotation: str) -> str:
 
 DATA, TRAIN, OPTIM, OOD, BENCH, LAUNCH = map(rules_of, SECTIONS.values())
 PART = rules_of(Part)
-FIRST = ("about", "scale", "seed", "format")
+FIRST_KEYS = ("about", "scale", "seed", "format")
 
 
 def schema(card: ModelCard | None) -> Rules:
@@ -82,7 +82,7 @@ def schema(card: ModelCard | None) -> Rules:
     listed = f"Literal[{', '.join(map(repr, scores))}]" if scores else "str"
     of_scores = replace(OOD["scores"], annotation=f"tuple[{listed}, ...] | None")
     return {
-        **{key: PART[key] for key in FIRST},
+        **{key: PART[key] for key in FIRST_KEYS},
         "model": {"name": Rule("str"), **(_rules(card.params) if card else anything)},
         "data": DATA,
         "train": TRAIN,
@@ -99,7 +99,7 @@ def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
     """The rules of a recipe in stages: sections at the top apply to all stages, sections below `stages` to
     one stage, which cannot have another data set."""
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
-    first, last = {key: PART[key] for key in FIRST}, {"bench": BENCH, "launch": LAUNCH}
+    first, last = {key: PART[key] for key in FIRST_KEYS}, {"bench": BENCH, "launch": LAUNCH}
     stages: dict[str, Rules] = {}
     for name, card in cards.items():
         rules = {**schema(card), "data": own_data}
@@ -188,7 +188,7 @@ def check(
                 named = "name" in keys and len(here) == 1
                 hint = f"did you mean `{key}.name`?" if named else f"its keys: {_list(keys)}"
                 wrong(here, f"`{name}` must contain keys, not {shown(value)}", hint)
-            elif path[-1:] != ("model",) or all(value != of.get(key, WRONG) for of in FIXED.values()):
+            elif path[-1:] != ("model",) or all(value != of.get(key, WRONG) for of in FIXED_KEYS.values()):
                 inside = f" in `{'.'.join(path)}`" if path else ""
                 hint = _suggest(here, rules_here, rules, value)
                 wrong(here, f"unknown key `{key}`{inside}", hint, value=False)
@@ -246,8 +246,8 @@ def _suggest(path: Key, rules: Rules, root: Rules, value: Any) -> str:
     keys of its value too. Otherwise it is the closest key of this section, otherwise all keys of this
     section."""
     key = canonical(path[-1])
-    if key in ELSEWHERE:
-        return ELSEWHERE[key]
+    if key in FOREIGN_KEYS:
+        return FOREIGN_KEYS[key]
     stages = below(root, "stages") if "stages" in root else {}
     sections = {name: below(root, name) for name in root}
     sections |= {f"stages.{name}": below(stages, name) for name in stages}
@@ -298,7 +298,7 @@ SCALARS = {
     "float": Scalar(
         lambda value: _number(value) and abs(value) <= LARGEST_FLOAT, "a number", "numbers", "number"
     ),
-    "Size": Scalar(lambda value: isinstance(value, int | str) and not isinstance(value, bool), WORDS),
+    "Size": Scalar(lambda value: isinstance(value, int | str) and not isinstance(value, bool), SIZE_FORMS),
 }
 _TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; texts in YAML 1.2
 
@@ -351,7 +351,7 @@ def _choices(node: ast.expr) -> list[Any]:
     return [ast.literal_eval(choice) for literal in literals for choice in _arguments(literal)]
 
 
-def listed(annotation: str) -> list[Any]:
+def literal_values(annotation: str) -> list[Any]:
     """The values that a type lists: those of each Literal, and true and false for bool; [] if it lists
     none."""
     node = parse(annotation)

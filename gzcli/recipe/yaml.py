@@ -57,7 +57,7 @@ class Problem:
         return self.text + (f" ({self.hint})" if self.hint else "")
 
 
-LARGEST = 1_000_000  # most bytes of a recipe; the longest of the zoo has 5,000
+MAX_RECIPE_BYTES = 1_000_000  # most bytes of a recipe; the longest of the zoo has 5,000
 
 
 @dataclass
@@ -114,8 +114,8 @@ def read_file(path: Path, name: str | None = None) -> Document:
     """Parses a file. Raises UsageError if it cannot be read or is not YAML."""
     name = name or str(path)
     try:
-        if (size := path.stat().st_size) > LARGEST:
-            most = f"a recipe may be at most {LARGEST / 1e6:g} MB"
+        if (size := path.stat().st_size) > MAX_RECIPE_BYTES:
+            most = f"a recipe may be at most {MAX_RECIPE_BYTES / 1e6:g} MB"
             raise UsageError(f"{name}: it is {size / 1e6:,.1f} MB, but {most}")
         return read_text(path.read_text(encoding="utf-8-sig"), name)
     except UnicodeDecodeError as e:

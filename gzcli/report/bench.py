@@ -18,21 +18,21 @@ from gzcli.metrics.standings import (
     excess_from,
     excess_of,
     first_of,
-    heading,
     interval,
+    metric_heading,
 )
 from gzcli.report import cited
 from gzcli.report import document as doc
-from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
+from gzcli.report.document import Cell, Chart, Column, Dots, Measured, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
 from gzcli.store.png import picture_of
 
-GRID, COLUMNS = 32, 8  # samples shown for a model, and in a row
+GRID_SAMPLES, GRID_COLUMNS = 32, 8  # samples shown for a model, and in a row
 DOTTED = 9  # most metrics in charts
 # keys of a row that are not costs
 NOT_COSTS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
 # keys of a standing before its metrics
-FIRST = ("seeds", "failed", "n")
+FIRST_KEYS = ("seeds", "failed", "n")
 
 EXCESS = (
     "The excess is a metric minus its value for real images sampled the same way. Ranks are by excess. "
@@ -55,8 +55,8 @@ def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
     title = f"At {equal[0].get('setting', 'equal calls')}" if equal else ""
     to_cite = cited.table(result, columns)
     sections = [
-        Section(cited.TITLE, [to_cite] if to_cite else []),
-        Section("League", [standings(result)] if summary else [], agreement(result)),
+        Section(cited.CITATION_TITLE, [to_cite] if to_cite else []),
+        Section("League", [standings(result)] if summary else [], agreement_sentence(result)),
         Section("Curves", curves(result)),
         Section("Figures", [figures.table("Figures")], f"{failed} {second_judge(result)}".strip()),
         Section(title, [Figures(result, equal).table(title)] if equal else []),
@@ -70,7 +70,7 @@ def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
     return results.document(f"{'League' if summary else 'Benchmark'} on {data}", lead, facts, sections)
 
 
-def labels(rows: Sequence[Row]) -> list[str]:
+def row_labels(rows: Sequence[Row]) -> list[str]:
     """The names of the rows (in a league, their titles, which name the guidance), with seeds if there are
     several. Equal names are numbered."""
     seeds = [row.get("seed") for row in rows]
@@ -86,7 +86,7 @@ class Figures:
     """The metrics of all rows, with floor, intervals and directions."""
 
     def __init__(self, result: Row, rows: Sequence[Row]):
-        self.rows, self.titled = rows, list(zip(labels(rows), rows, strict=True))
+        self.rows, self.titled = rows, list(zip(row_labels(rows), rows, strict=True))
         self.floor: Row = result.get("floor") or {}
         self.foot = [("real images", self.floor, result.get("floor_intervals") or {})] if self.floor else []
         floors = rows_of(result, "floors")
@@ -143,7 +143,7 @@ class Figures:
                 value = row["metrics"][name] if title in rows else None
                 ends = "" if value is None else doc.brackets((row.get("intervals") or {}).get(name))
                 cells.append(Cell(doc.number(value), ends, value, title in rows and title in best))
-            columns.append(Column(heading(name, self.rows), cells, self.direction(name)))
+            columns.append(Column(metric_heading(name, self.rows), cells, self.direction(name)))
         foot = [
             [Cell(title), *[Cell("")] * (len(columns) - len(self.names) - 1)]
             + [Cell(doc.number(figures.get(n)), doc.brackets(ends.get(n))) for n in self.names]
@@ -167,7 +167,7 @@ class Figures:
                 for row in group:
                     low, high = interval((row.get("intervals") or {}).get(name)) or (None, None)
                     title = titles[id(row)]
-                    rows.append(Estimate(title, row["metrics"][name], low, high, title in best))
+                    rows.append(Measured(title, row["metrics"][name], low, high, title in best))
                 with_number = len(groups) > 1 and n is not None
                 file, title = (f"{name}-{n}", f"{name}, {n:,} images") if with_number else (name, name)
                 charts.append(Dots(file, title, rows, floor, self.direction(name)))
@@ -192,9 +192,9 @@ def grids(results: Results, figures: Figures) -> list[Picture]:
     bench`."""
     drawings = []
     for title, row in standing(results.result, figures.rows) or figures.titled:
-        samples = results.samples(row, GRID)
+        samples = results.samples(row, GRID_SAMPLES)
         if samples is not None and len(samples):
-            sheet, png = grid(samples, COLUMNS), io.BytesIO()
+            sheet, png = grid(samples, GRID_COLUMNS), io.BytesIO()
             picture_of(sheet).save(png, "png", optimize=True)
             drawings.append(Picture(f"samples-{title}", title, png.getvalue()))
     if drawing := results.pictures().get("bench"):
@@ -220,7 +220,7 @@ def cost_column(key: str, rows: Sequence[Row]) -> Column:
 # ---------------------------------------------------------------------------- leagues
 
 
-def agreement(result: Row) -> str:
+def agreement_sentence(result: Row) -> str:
     """A sentence on how well the rankings of two seeds agree; empty if that was not computed."""
     by = result.get("spearman") or {}
     if not doc.is_number(by.get("mean")):
@@ -269,13 +269,13 @@ def standings(result: Row) -> Table:
     numbers = dict.fromkeys(key for row in summary for key, value in row.items() if doc.is_number(value))
     columns = [doc.texts("model", list(groups))]
     columns.append(doc.texts("rank", [str(row.get("place") or "–") for row in summary]))
-    columns += [cost_column(key, summary) for key in FIRST if key in numbers]
+    columns += [cost_column(key, summary) for key in FIRST_KEYS if key in numbers]
     for name in cited.figures_of(summary):
-        columns.append(cited.figure(name, groups))
+        columns.append(cited.cited_figure(name, groups))
         ends = [(row.get("excess") or {}).get(name) for row in summary]
         if any(ends):
             columns.append(excess_column(name, [each and excess_from(each) for each in ends]))
-    columns += [cost_column(key, summary) for key in numbers if key not in FIRST]
+    columns += [cost_column(key, summary) for key in numbers if key not in FIRST_KEYS]
     return Table("League", columns, caption=f"Means over seeds. {cited.caption(groups)} {EXCESS}")
 
 

@@ -70,7 +70,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Measured:
     """The metric of a row called `name`, with its 95 % interval, which may be unknown."""
 
     name: str
@@ -86,7 +86,7 @@ class Dots:
 
     name: str
     title: str
-    rows: Sequence[Estimate]
+    rows: Sequence[Measured]
     floor: float  # the metric of real images
     direction: Direction | None
     kind: str = "dots"

@@ -10,7 +10,7 @@ import numpy as np
 
 from gzcli.core.units import percent
 from gzcli.engine.pictures import score_bins
-from gzcli.metrics.detection import FIGURES
+from gzcli.metrics.detection import DETECTION_METRICS
 from gzcli.metrics.standings import estimate
 from gzcli.report import cited
 from gzcli.report import document as doc
@@ -19,7 +19,9 @@ from gzcli.report.results import Results, Row, facts_of, rows_of, thinned
 
 # metrics of a kind of defect, and the keys of their intervals
 OF_DEFECTS = {"auroc": "ci", "detected": "detected_ci", "pixel_auroc": "", "aupro": "", "pixel_f1": ""}
-CAPTION = "A baseline uses no model. Brackets show 95 % intervals. Bold: no score is significantly better."
+TABLE_CAPTION = (
+    "A baseline uses no model. Brackets show 95 % intervals. Bold: no score is significantly better."
+)
 LISTED = 500  # most files of single images in a list
 
 
@@ -39,7 +41,7 @@ def document(results: Results) -> doc.Document:
     kinds = rows_of(result, "defects")
     sections = [
         Section("Defects", defects(kinds, result)),
-        Section("Detection", detection(rows, names)),
+        Section("Detection", detection_tables(rows, names)),
         Section("Pictures", results.other_pictures(*(["histograms"] if results.scores else []))),
         Section("All images", all_pictures(pictures)),
         Section("ROC", rocs(results, rows, names)),
@@ -80,7 +82,7 @@ def defects(rows: Sequence[Row], result: Row) -> list[Table]:
     return [Table("Kinds of defects", columns, caption=caption + "Brackets show 95 % intervals.")]
 
 
-def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
+def detection_tables(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
     """A table for each foreign set, with a row for each score."""
     tables = []
     for out in dict.fromkeys(str(row.get("out")) for row in rows):
@@ -88,7 +90,7 @@ def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
         of_set.sort(key=lambda row: bool(row.get("baseline")))
         baselines = ["baseline" * bool(row.get("baseline")) for row in of_set]
         columns = [doc.texts("score", [str(row.get("score")) for row in of_set], baselines)]
-        for key, (head, way) in FIGURES.items():
+        for key, (head, way) in DETECTION_METRICS.items():
             columns.append(figure(key, head, way, of_set))
         n_in, n_out = (next((row[key] for row in of_set if row.get(key)), None) for key in ("n_in", "n_out"))
         counts = (
@@ -96,7 +98,7 @@ def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
             if n_in and n_out
             else ""
         )
-        tables.append(Table(names.get(out, out), columns, caption=counts + CAPTION))
+        tables.append(Table(names.get(out, out), columns, caption=counts + TABLE_CAPTION))
     return tables
 
 

@@ -16,7 +16,11 @@ from gzcli.core import streams
 if TYPE_CHECKING:
     from PIL import Image
 
-WIDEST, HIGHEST, ROWS = 640, 480, 24  # most pixels of a picture, and most rows of blocks
+MAX_PIXELS_WIDE, MAX_PIXELS_HIGH, MAX_BLOCK_ROWS = (
+    640,
+    480,
+    24,
+)  # most pixels of a picture, and most rows of blocks
 # programs of terminals that show a link by another text
 LINKING = ("iTerm.app", "WezTerm", "vscode", "ghostty", "Hyper")
 VTE = 5000  # first version in which the terminals of GNOME and Xfce show links
@@ -43,8 +47,8 @@ def drawn(path: Path, way: str) -> str | None:
         return None
     if way == "blocks":
         columns, lines = shutil.get_terminal_size()
-        return blocks(fitted(image, min(columns, 80), 2 * min(lines - 4, ROWS)))
-    return iterm(fitted(image, WIDEST, HIGHEST))
+        return blocks(shrunk(image, min(columns, 80), 2 * min(lines - 4, MAX_BLOCK_ROWS)))
+    return iterm(shrunk(image, MAX_PIXELS_WIDE, MAX_PIXELS_HIGH))
 
 
 def link(path: Path) -> str | None:
@@ -58,7 +62,7 @@ def link(path: Path) -> str | None:
     return f"\033]8;;file://{quote(str(path))}\033\\{text}\033]8;;\033\\"
 
 
-def fitted(image: Image.Image, wide: int, high: int) -> Image.Image:
+def shrunk(image: Image.Image, wide: int, high: int) -> Image.Image:
     """The image, no larger than these sides."""
     share = min(1.0, wide / image.width, max(2, high) / image.height)
     sides = (max(1, round(image.width * share)), max(1, round(image.height * share)))

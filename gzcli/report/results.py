@@ -26,22 +26,29 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
 # one of them contains the results
-FILES = (Run.bench_file, Run.ood_file, Run.league_file, Run.alarm_file, Run.inspection_file, Run.result_file)
+RESULT_FILES = (
+    Run.bench_file,
+    Run.ood_file,
+    Run.league_file,
+    Run.alarm_file,
+    Run.inspection_file,
+    Run.result_file,
+)
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
-POINTS = 240  # most points of a curve
+MAX_CURVE_POINTS = 240  # most points of a curve
 VALIDATED = 2  # most metrics of validation in the charts of a run
-LONGEST = 2_000  # rows of a table: of 60 models 33 seeds
-TABLES = ("rows", "summary", "equal_calls", "floors", "defects")
+MAX_TABLE_ROWS = 2_000  # rows of a table: of 60 models 33 seeds
+RESULT_TABLES = ("rows", "summary", "equal_calls", "floors", "defects")
 ANEW = "repeat the command that wrote it"
 CURVES = 36  # most charts of training
 WITHOUT = "remove it, and the report will omit these samples"
 # keys of a job → options of its command, in the order in which they are written
-OPTIONS = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
-OPTIONS |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
-OPTIONS |= {"precision": "--precision", "background": "--background", "seed": "--seed"}
-OPTIONS |= {"split": "--split", "stats": "--real-stats", "weights": "--weights"}
-OPTIONS |= {"input": "--input", "fpr": "--fpr", "imglists": "--imglists", "seeds": "--seeds"}
-OPTIONS |= {"full": "--full", "maps": "--map", "png": "--png"}
+JOB_OPTIONS = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
+JOB_OPTIONS |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
+JOB_OPTIONS |= {"precision": "--precision", "background": "--background", "seed": "--seed"}
+JOB_OPTIONS |= {"split": "--split", "stats": "--real-stats", "weights": "--weights"}
+JOB_OPTIONS |= {"input": "--input", "fpr": "--fpr", "imglists": "--imglists", "seeds": "--seeds"}
+JOB_OPTIONS |= {"full": "--full", "maps": "--map", "png": "--png"}
 
 Row = Mapping[str, Any]
 
@@ -146,7 +153,7 @@ class Results:
         for path in (path for key in ("runs", "run", "others") for path in listed(job.get(key))):
             words.append(Path(path).name if by_name(Path(path).name) else path)
         words += listed(job.get("images"))
-        for key, option in OPTIONS.items():
+        for key, option in JOB_OPTIONS.items():
             value = job.get(key)
             default = (key == "seeds" and value == 1) or (key == "outs" and job.get("benchmark"))
             if value is True:
@@ -207,9 +214,9 @@ def read(place: Path) -> Results:
     if not folder.is_dir():
         hint = "give the folder that `gz bench` or `gz ood` prints after `files:`"
         raise MissingError(f"there is no folder `{place}`", hint=hint)
-    empty = Results(folder / FILES[0], {}, {}, 0.0)
+    empty = Results(folder / RESULT_FILES[0], {}, {}, 0.0)
     job = clean(files.read_object(path, ANEW)) if empty.may_read(path := Run(folder).job_file) else {}
-    for path in filter(empty.may_read, (folder / name for name in FILES)):
+    for path in filter(empty.may_read, (folder / name for name in RESULT_FILES)):
         result = files.read_object(path, ANEW)
         if not result.keys().isdisjoint(("rows", "results", "files", "defects")):
             check(path, result)
@@ -220,7 +227,7 @@ def read(place: Path) -> Results:
 
 def check(path: Path, result: Row) -> None:
     """Raises DamagedError if a table of the results is malformed, and UsageError if it is too long."""
-    tables = [(key, result.get(key)) for key in TABLES]
+    tables = [(key, result.get(key)) for key in RESULT_TABLES]
     curves = result.get("curves")
     tables += list(curves.items()) if isinstance(curves, dict) else []
     for key, rows in tables:
@@ -228,10 +235,10 @@ def check(path: Path, result: Row) -> None:
             raise DamagedError(
                 f"`{path}` is damaged, or was not written by gz: `{key}` is not a table", hint=ANEW
             )
-        if rows and len(rows) > LONGEST:
+        if rows and len(rows) > MAX_TABLE_ROWS:
             hint = "compare fewer models or seeds, or read the file with a program"
             raise UsageError(
-                f"`{path}` has {len(rows):,} rows, but a report shows at most {LONGEST:,}", hint=hint
+                f"`{path}` has {len(rows):,} rows, but a report shows at most {MAX_TABLE_ROWS:,}", hint=hint
             )
 
 
@@ -261,10 +268,10 @@ def facts_of(tree: Row, titles: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The line with at most POINTS of its points, including both ends."""
-    if len(line) <= POINTS:
+    """The line with at most MAX_CURVE_POINTS of its points, including both ends."""
+    if len(line) <= MAX_CURVE_POINTS:
         return list(line)
-    return [line[i] for i in np.unique(np.linspace(0, len(line) - 1, POINTS).round().astype(int))]
+    return [line[i] for i in np.unique(np.linspace(0, len(line) - 1, MAX_CURVE_POINTS).round().astype(int))]
 
 
 def aligned(values: Row) -> str:

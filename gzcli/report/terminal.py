@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import FLAGGED
+from gzcli.core.errors import FLAGGED_CODE
 from gzcli.core.units import counted, percent
-from gzcli.metrics.alarms.methods import DEFAULT, METHODS, is_local
+from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS, is_local
 from gzcli.store.jobs import AlarmJob
 
-LINES, NAME = 20, 40  # flagged images in the table, and letters of a name there, at most
+MAX_FLAGGED_LINES, MAX_FILE_LETTERS = (
+    20,
+    40,
+)  # flagged images in the table, and letters of a name there, at most
 
 
 @dataclass(frozen=True)
-class Table:
+class TerminalTable:
     """A table and the notes below it.
 
     spare: headings of columns that may be omitted, the first of them first.
@@ -31,14 +34,14 @@ class Table:
     elsewhere: str = ""
 
 
-def table(result: Mapping[str, Any]) -> Table:
+def table(result: Mapping[str, Any]) -> TerminalTable:
     """The table of a result: of an inspection, of single images, or of data sets."""
     if "defects" in result:
         return of_defects(result)
-    return of_images(result) if "thresholds" in result else of_sets(result)
+    return flagged_table(result) if "thresholds" in result else of_sets(result)
 
 
-def of_defects(result: Mapping[str, Any]) -> Table:
+def of_defects(result: Mapping[str, Any]) -> TerminalTable:
     """A line for each kind of defect, then their mean, and the number of flagged good images."""
     rate, lines = f"at {percent(result['fpr'])}", []
     for row in result["defects"]:
@@ -49,10 +52,10 @@ def of_defects(result: Mapping[str, Any]) -> Table:
     columns = ["defect", "auroc", "(95 %)", rate, "pixel auroc", "aupro", "pixel f1"]
     good = result["good"]
     note = f"good test images flagged {rate}: {good['flagged']:,} of {good['n']:,}"
-    return Table(columns, lines, [note], ("pixel f1", "(95 %)"), "see `--json`")
+    return TerminalTable(columns, lines, [note], ("pixel f1", "(95 %)"), "see `--json`")
 
 
-def of_sets(result: Mapping[str, Any]) -> Table:
+def of_sets(result: Mapping[str, Any]) -> TerminalTable:
     """A line for each foreign set and score, with 95 % intervals."""
     names, rows = result["names"], result["results"]
     several = len({row["out"] for row in rows}) > 1
@@ -72,18 +75,20 @@ def of_sets(result: Mapping[str, Any]) -> Table:
     inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"
     note = f"images: {inside} (in), {sizes} (out); * marks baselines, which use no model"
     spare, elsewhere = ("aupr_in", "aupr_out", "fpr95_id", error), "see `gz report` or `--json`"
-    return Table([*(["out"] if several else []), *columns], lines, [note], spare, elsewhere)
+    return TerminalTable([*(["out"] if several else []), *columns], lines, [note], spare, elsewhere)
 
 
-def of_images(result: Mapping[str, Any]) -> Table:
+def flagged_table(result: Mapping[str, Any]) -> TerminalTable:
     """The flagged images, the most unusual first, and their number. The table fits 80 columns."""
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]
     shown = names[: 1 if draws > 1 else 2]  # as many as fit into 80 columns, with their spread
     heads = ["file", "p", *(head for name in shown for head in ([name, "±"] if draws > 1 else [name]))]
     lines = []
-    for row in flagged[:LINES]:
-        file = row["file"] if len(row["file"]) <= NAME else f"…{row['file'][1 - NAME :]}"
+    for row in flagged[:MAX_FLAGGED_LINES]:
+        file = (
+            row["file"] if len(row["file"]) <= MAX_FILE_LETTERS else f"…{row['file'][1 - MAX_FILE_LETTERS :]}"
+        )
         line = [file, f"{row['p']:.4f}"]
         for name in shown:
             score = row["scores"][name]
@@ -91,14 +96,15 @@ def of_images(result: Mapping[str, Any]) -> Table:
             if draws > 1:
                 line.append("" if score is None else f"{row['spread'][name]:.2g}")
         lines.append(line)
-    return Table(heads, lines, [*facts_of_alarm(result, flagged)])
+    return TerminalTable(heads, lines, [*facts_of_alarm(result, flagged)])
 
 
 def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The notes below the table of flagged images."""
     total, draws = len(result["files"]), result["seeds"]
-    if len(flagged) > LINES:
-        yield f"and {len(flagged) - LINES:,} more: `alarm.csv` lists all images, most unusual first"
+    if len(flagged) > MAX_FLAGGED_LINES:
+        more = len(flagged) - MAX_FLAGGED_LINES
+        yield f"and {more:,} more: `alarm.csv` lists all images, most unusual first"
     by = f"by {', '.join(result['thresholds'])}, against {result['compared']['n']:,} held-out images"
     yield f"flagged: {len(flagged):,} of {counted(total, 'image')} {by}"
     if draws > 1:
@@ -130,7 +136,7 @@ def ending(result: Mapping[str, Any], name: str, maps: bool) -> tuple[str | None
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {shlex.quote(result['input'])}{rate_of(result)}"
-        more = (f"{again} --fail", f"exit with code {FLAGGED} if an image is flagged")
+        more = (f"{again} --fail", f"exit with code {FLAGGED_CODE} if an image is flagged")
         if maps and not result.get("map"):
             more = (f"{again} --map", "show where they are unusual")
         return f"{flagged:,} of {counted(len(result['files']), 'image')} flagged", better_without(
@@ -159,7 +165,7 @@ def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
     """The command for an alarm without a model, if that detects at least as many synthetic defects as the
     run."""
     choice = result["choice"] if result["run"] else {}
-    if not choice or max(choice, key=lambda name: (choice[name], name == DEFAULT)) != DEFAULT:
+    if not choice or max(choice, key=lambda name: (choice[name], name == DEFAULT_METHOD)) != DEFAULT_METHOD:
         return None
     words = f"gz ood --in {shlex.quote(result['in'])}"
     if "defects" not in result:

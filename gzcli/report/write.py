@@ -26,7 +26,7 @@ from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
 FORMS = {"html": "report.html", "markdown": "report.md", "latex": "report.tex"}
-FIGURES = "figures"  # folder of the images in Markdown
+FIGURES_FOLDER = "figures"  # folder of the images in Markdown
 # delimiters of a LaTeX template, whose text contains braces
 TEX: dict[str, Any] = {"variable_start_string": "<<", "variable_end_string": ">>"}
 TEX |= {"comment_start_string": "<#", "comment_end_string": "#>"}
@@ -48,14 +48,27 @@ _SIGNS |= {"≤": "leq", "≥": "geq", "Σ": "Sigma", "σ": "sigma", "β": "beta
 _LATEX |= {"−": "$-$"} | {sign: f"$\\{name}$" for sign, name in _SIGNS.items()}
 
 # height in inches of a drawing, and of a line of its legend or of an estimate
-WIDTH, HEIGHT, LINE = 5.3, 3.2, 0.3
-NAME, LEGEND = 22, 44  # most characters of a name beside an estimate, and in the legend
-COLOURS = ("#1f5fbf", "#c2500c", "#0a7a5c", "#8a3fa8", "#9a7500", "#0f7f95", "#b52a62", "#5b6472")
-INK, SOFT, FLOOR = "#1b202a", "#5a6372", "#b3261e"
+DRAWING_INCHES, HEIGHT, LINE = 5.3, 3.2, 0.3
+MAX_NAME_LETTERS, MAX_LEGEND_LETTERS = (
+    22,
+    44,
+)  # most characters of a name beside an estimate, and in the legend
+LINE_COLOURS = ("#1f5fbf", "#c2500c", "#0a7a5c", "#8a3fa8", "#9a7500", "#0f7f95", "#b52a62", "#5b6472")
+INK_COLOUR, SOFT_COLOUR, FLOOR_COLOUR = "#1b202a", "#5a6372", "#b3261e"
 # text stays text, names are not formulas, and the same results give the same file
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "gz"}
-STYLE |= {"font.size": 11, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": SOFT}
-STYLE |= {"xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {
+    "font.size": 11,
+    "text.color": INK_COLOUR,
+    "axes.labelcolor": SOFT_COLOUR,
+    "axes.edgecolor": SOFT_COLOUR,
+}
+STYLE |= {
+    "xtick.color": INK_COLOUR,
+    "ytick.color": INK_COLOUR,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 STYLE |= {"axes.grid": True, "grid.color": "#e3e5e8"}
 
 
@@ -83,13 +96,13 @@ def write(results: Results, folder: Path | None = None, columns: Sequence[str] =
     """
     folder = (folder or results.folder / "report").absolute()
     check(folder)
-    report = document(results, columns)
+    report = document_of(results, columns)
     files.make_folder(folder)
     if not Run(folder).is_marked("report"):
         Run(folder).mark("report")
-    if (folder / FIGURES).is_symlink():
-        (folder / FIGURES).unlink()
-    shutil.rmtree(folder / FIGURES, ignore_errors=True)  # files of the earlier report
+    if (folder / FIGURES_FOLDER).is_symlink():
+        (folder / FIGURES_FOLDER).unlink()
+    shutil.rmtree(folder / FIGURES_FOLDER, ignore_errors=True)  # files of the earlier report
     images = {
         id(item): (path, item.png if isinstance(item, Picture) else svg(item))
         for item, path in with_paths(report)
@@ -101,7 +114,7 @@ def write(results: Results, folder: Path | None = None, columns: Sequence[str] =
     return {form: str(folder / name) for form, name in FORMS.items()}
 
 
-def document(results: Results, columns: Sequence[str] = ()) -> Document:
+def document_of(results: Results, columns: Sequence[str] = ()) -> Document:
     """The report. Raises DamagedError for values of wrong types, which results from elsewhere may contain."""
     with files.reading(results.file, ANEW):
         return bench.document(results, columns) if results.verb == "bench" else ood.document(results)
@@ -116,7 +129,7 @@ def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]
             stems = chain([stem], (f"{stem}-{n}" for n in count(2)))
             stem = next(stem for stem in stems if stem not in used)
             used.add(stem)
-            yield item, f"{FIGURES}/{stem}.{'png' if isinstance(item, Picture) else 'svg'}"
+            yield item, f"{FIGURES_FOLDER}/{stem}.{'png' if isinstance(item, Picture) else 'svg'}"
 
 
 def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) -> str:
@@ -210,14 +223,17 @@ def svg(drawing: Chart | Dots) -> bytes:
 
     columns, content = 1, io.BytesIO()
     if isinstance(drawing, Chart):
-        columns = max(1, 64 // (8 + max((len(cut(line.name, LEGEND)) for line in drawing.series), default=0)))
+        columns = max(
+            1,
+            64 // (8 + max((len(cut(line.name, MAX_LEGEND_LETTERS)) for line in drawing.series), default=0)),
+        )
         height = HEIGHT + 0.7 * LINE * -(-len(drawing.series) // columns)
     else:
         height = 0.8 + LINE * len(drawing.rows)
     with rc_context(STYLE), warnings.catch_warnings():
         # only measured, because the browser's fonts draw it
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure = Figure((WIDTH, height), layout="constrained")
+        figure = Figure((DRAWING_INCHES, height), layout="constrained")
         axes = figure.add_subplot()
         draw_chart(axes, drawing, columns) if isinstance(drawing, Chart) else draw_dots(axes, drawing)
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
@@ -228,7 +244,7 @@ def draw_chart(axes: Any, drawing: Chart, columns: int) -> None:
     """Lines over one axis, with a legend of the given number of columns below."""
     lines = []
     for i, line in enumerate(drawing.series):
-        colour, points = COLOURS[i % len(COLOURS)], list(zip(*line.points, strict=True)) or [(), ()]
+        colour, points = LINE_COLOURS[i % len(LINE_COLOURS)], list(zip(*line.points, strict=True)) or [(), ()]
         lines += axes.plot(*points, color=colour, linestyle="--" if line.dashed else "-", linewidth=1.5)
         if drawing.filled:
             axes.fill(*points, color=colour, alpha=0.16, linewidth=0)
@@ -243,16 +259,18 @@ def draw_chart(axes: Any, drawing: Chart, columns: int) -> None:
     place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
     legend = axes.figure.legend(lines, ["x"] * len(lines), **place)
     for text, line in zip(legend.get_texts(), drawing.series, strict=True):
-        text.set_text(cut(line.name, LEGEND))
+        text.set_text(cut(line.name, MAX_LEGEND_LETTERS))
 
 
 def draw_dots(axes: Any, drawing: Dots) -> None:
     for y, row in enumerate(drawing.rows):
         if row.low is not None and row.high is not None:
-            axes.plot((row.low, row.high), (y, y), color=COLOURS[0], alpha=0.45, linewidth=3)
-        axes.plot(row.value, y, "o", color=COLOURS[0], markersize=8 if row.best else 5.5)
-    axes.axvline(drawing.floor, color=FLOOR, linestyle="--", linewidth=1)
-    names = axes.set_yticks(range(len(drawing.rows)), [cut(row.name, NAME) for row in drawing.rows])
+            axes.plot((row.low, row.high), (y, y), color=LINE_COLOURS[0], alpha=0.45, linewidth=3)
+        axes.plot(row.value, y, "o", color=LINE_COLOURS[0], markersize=8 if row.best else 5.5)
+    axes.axvline(drawing.floor, color=FLOOR_COLOUR, linestyle="--", linewidth=1)
+    names = axes.set_yticks(
+        range(len(drawing.rows)), [cut(row.name, MAX_NAME_LETTERS) for row in drawing.rows]
+    )
     for tick, row in zip(names, drawing.rows, strict=True):
         tick.label1.set_fontweight("bold" if row.best else "normal")
     axes.set_ylim(len(drawing.rows) - 0.4, -0.6)

@@ -36,7 +36,7 @@ def read(path: Path, load: Callable[[Path], T], say: Say | None = None) -> T | N
 def write(path: Path, save: Callable[[Path, T], None], value: T, say: Say | None = None) -> None:
     """Stores a value by `save`, such as `files.write_json`. If that fails, for example because the disk is
     full, it is reported through `say`."""
-    files.sweep(path.parent)
+    files.remove_leftovers(path.parent)
     try:
         save(path, value)
     except (OSError, MissingError) as e:
@@ -52,7 +52,7 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def exclusive(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Keeps other processes from making the same file within the block, if its folder is writable."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, MissingError):

@@ -21,11 +21,11 @@ from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import RUN_ID, Run
 
-PATIENCE = 1.0  # seconds to wait for the process number of a new claim
+PID_SECONDS = 1.0  # seconds to wait for the process number of a new claim
 CLAIM = Run.claim_file.name
 # of files that a user may expect of `--out`, `--report` or `--export`, all of which name a folder
-ENDINGS = endings_of(IMAGE, ARRAY, SET, ARCHIVE)
-ENDINGS += (".html", ".pdf", ".md", ".tex", ".json", ".csv", ".onnx")
+OUTPUT_ENDINGS = endings_of(IMAGE, ARRAY, SET, ARCHIVE)
+OUTPUT_ENDINGS += (".html", ".pdf", ".md", ".tex", ".json", ".csv", ".onnx")
 # Files that a job writes about itself. A folder that contains no others is left over from a failed attempt.
 _MARKS = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file
 _RECORDS = {place.name for place in (*_MARKS, Run.stop_file, Run.job_file, Run.log_file, Run.launch_file)}
@@ -59,7 +59,7 @@ def in_use(run: Run) -> UsageError:
     """The error for a run that another process has claimed, with the id of that process."""
     import psutil
 
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PID_SECONDS
     while True:
         pid = run.status().get("pid")
         lives = pid and psutil.pid_exists(pid)
@@ -73,7 +73,7 @@ def in_use(run: Run) -> UsageError:
 def tidy(run: Run) -> None:
     """Removes the leftovers of killed processes in a run and its stages; the caller must have its lock."""
     for part in (run, *run.stages):
-        files.sweep(part.path, part.checkpoints_folder, part.samples_folder)
+        files.remove_leftovers(part.path, part.checkpoints_folder, part.samples_folder)
 
 
 def is_removable(folder: Path) -> bool:
@@ -119,7 +119,7 @@ def check_empty(folder: Path) -> None:
         raise UsageError(f"the folder `{folder}` is not empty", hint=hint)
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
         raise UsageError(f"`{folder}` is not a folder", hint="use a new or an empty folder")
-    if not folder.exists() and folder.suffix.lower() in ENDINGS:
+    if not folder.exists() and folder.suffix.lower() in OUTPUT_ENDINGS:
         message = f"`{folder.name}` is the name of a file, but gz writes a folder"
         raise UsageError(message, hint=f"use a name without `{folder.suffix}`, such as `{folder.stem}`")
     check_writable(folder)
@@ -136,7 +136,7 @@ def check_writable(folder: Path) -> None:
 
 def new_folder(parent: Path, name: str = "") -> Path:
     """A new folder NAME-TIME-xxxx for a job. Removes incomplete files of killed jobs beside it."""
-    files.sweep(*parent.glob("*"), *parent.glob("*/*"))
+    files.remove_leftovers(*parent.glob("*"), *parent.glob("*/*"))
     while True:
         words = filter(None, [name, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])
         folder = parent / "-".join(words)

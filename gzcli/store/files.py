@@ -20,7 +20,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from gzcli.core.errors import PLACE, SPACE, DamagedError, GzError, MissingError, first_line, system_error
+from gzcli.core.errors import (
+    PLACE_HINT,
+    SPACE_HINT,
+    DamagedError,
+    GzError,
+    MissingError,
+    first_line,
+    system_error,
+)
 from gzcli.core.units import size as size_in_words
 
 if TYPE_CHECKING:
@@ -31,11 +39,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # most bytes of a text file, enough for the captions of a large set; recipes have a few kB
-LARGEST = 256_000_000
+MAX_TEXT_BYTES = 256_000_000
 PROBED = 0.5  # seconds to try for a lock without `wait`, because another `is_locked` may hold it briefly
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
-DAY = 86_400.0
-AGAIN = "remove it: gz recreates it"
+DAY_SECONDS = 86_400.0
+RECREATED_HINT = "remove it: gz recreates it"
 # machine and process in the name of `part_path`; version 0.1 named no machine
 _PART = re.compile(r"\..+?\.(?:([0-9a-f]{8})\.)?(\d+)(?:\.\d+)?\.part")
 _parts = itertools.count()
@@ -47,7 +55,7 @@ def part_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{next(_parts)}.part")
 
 
-def sweep(*folders: Path) -> None:
+def remove_leftovers(*folders: Path) -> None:
     """Removes the temporary files of killed processes directly in these folders. The processes of other
     machines are not visible, so their files are removed a day after their last change."""
     for folder in folders:
@@ -70,7 +78,7 @@ def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
     try:
         changed = part.stat().st_mtime
         if machine not in (None, _machine()):
-            return time.time() - changed > DAY
+            return time.time() - changed > DAY_SECONDS
         process = psutil.Process(int(pid))
         return process.create_time() > changed + 1 or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -95,7 +103,7 @@ def make_folder(path: Path, *, exist_ok: bool = True) -> None:
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileNotFoundError as e:
-        raise MissingError(f"the folder `{path}` cannot be created", hint=PLACE) from e
+        raise MissingError(f"the folder `{path}` cannot be created", hint=PLACE_HINT) from e
 
 
 def write_atomic(path: Path, content: str | bytes | memoryview, *, mode: int = 0o666) -> None:
@@ -192,8 +200,8 @@ def read_text(path: Path, hint: str | None = None) -> str | None:
     """The text of a file; None if it is missing. Raises DamagedError if it is not text or too large."""
     try:
         check_regular(path, hint)
-        if path.stat().st_size > LARGEST:
-            message = f"`{path}` is damaged: it is larger than {LARGEST / 1e6:.0f} MB"
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            message = f"`{path}` is damaged: it is larger than {MAX_TEXT_BYTES / 1e6:.0f} MB"
             raise DamagedError(message, hint=hint)
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -222,7 +230,7 @@ def read_object(path: Path, hint: str | None = None) -> dict[str, Any]:
     return value or {}
 
 
-def read_record(path: Path, kinds: Mapping[str, Any], hint: str | None = AGAIN) -> dict[str, Any]:
+def read_record(path: Path, kinds: Mapping[str, Any], hint: str | None = RECREATED_HINT) -> dict[str, Any]:
     """The JSON object of a file. Raises DamagedError if the file is missing, or if a key is missing or has a
     value of another type."""
     record = read_object(path, hint)
@@ -240,7 +248,7 @@ def whole_object(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
+def reading(path: Path, hint: str | None = RECREATED_HINT) -> Iterator[None]:
     """Turns every error within the block, which reads and validates a file, into DamagedError."""
     try:
         check_regular(path, hint)
@@ -255,7 +263,7 @@ def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
         raise DamagedError(f"`{path}` is damaged, or not from gz: {why}", hint=hint) from e
 
 
-def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, hint: str | None = RECREATED_HINT) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file. Raises DamagedError, also if a tensor contains
     NaN."""
     from safetensors import safe_open
@@ -324,7 +332,7 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         return arrays
 
 
-def first_rows(path: Path, name: str, n: int, hint: str | None = AGAIN) -> np.ndarray:
+def first_rows(path: Path, name: str, n: int, hint: str | None = RECREATED_HINT) -> np.ndarray:
     """The first n images, uint8 [n, H, W, C], of a `.npz` file. The rest is not unpacked, because a small
     file may unpack to any size. Raises DamagedError, before it allocates memory, for other arrays and for
     large images."""
@@ -341,17 +349,21 @@ def first_rows(path: Path, name: str, n: int, hint: str | None = AGAIN) -> np.nd
         if len(shape) != 4 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran:
             raise ValueError(f"`{name}` is not a uint8 array [N, H, W, 1 or 3]")
         n, row = min(n, shape[0]), math.prod(shape[1:])
-        if not 0 < row * max(n, 1) <= LARGEST or len(data := f.read(n * row)) < n * row:
+        if not 0 < row * max(n, 1) <= MAX_TEXT_BYTES or len(data := f.read(n * row)) < n * row:
             raise ValueError(f"`{name}` is truncated, or its images are too large")
         return np.frombuffer(data, np.uint8).reshape(n, *shape[1:])
 
 
 def is_below(path: Path, root: Path) -> bool:
-    """Whether `path` is a regular file below the folder, reached through no link, and at most LARGEST
+    """Whether `path` is a regular file below the folder, reached through no link, and at most MAX_TEXT_BYTES
     bytes."""
     try:
         way = path.absolute().relative_to(root.absolute())
-        return path.resolve() == root.resolve() / way and path.is_file() and path.stat().st_size <= LARGEST
+        return (
+            path.resolve() == root.resolve() / way
+            and path.is_file()
+            and path.stat().st_size <= MAX_TEXT_BYTES
+        )
     except (OSError, ValueError, RuntimeError):  # an impossible name, another folder, or a circle of links
         return False
 
@@ -467,7 +479,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if e.errno and str(e.filename or part) == str(part):  # a failed write names no file
             e.filename = str(path)
             if isinstance(e, FileNotFoundError):
-                raise system_error(e) or MissingError(f"`{path}` cannot be created", hint=PLACE) from e
+                raise system_error(e) or MissingError(f"`{path}` cannot be created", hint=PLACE_HINT) from e
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -505,4 +517,4 @@ def need_space(folder: Path, size: int) -> None:
     folder = nearest_place(folder)
     if (free := shutil.disk_usage(folder).free) < size:
         message = f"`{folder}` needs {size_in_words(size)} of free space, but has {size_in_words(free)}"
-        raise MissingError(message, hint=SPACE)
+        raise MissingError(message, hint=SPACE_HINT)

@@ -25,7 +25,12 @@ INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 VGG = "vgg16-397923af.pth"  # torchvision's
 DINOV2 = "dinov2_vitl14_pretrain.pth"  # its authors'
 CLIP = "clip-vit-base-patch32.bin"  # OpenAI's `pytorch_model.bin` on the hub
-TINY = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux")  # values of `model.base` whose weights gz makes itself
+TINY_BASES = (
+    "tiny",
+    "tiny-xl",
+    "tiny-sd3",
+    "tiny-flux",
+)  # values of `model.base` whose weights gz makes itself
 # Our name of a set → its id on the hub.
 HUB_SETS = {
     "mnist": "ylecun/mnist",
@@ -104,7 +109,7 @@ def is_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def at_hand(name: str) -> bool:
+def is_local(name: str) -> bool:
     """Whether a model repository is a folder or in the hub's cache. The hub's library is not imported."""
     cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
     snapshots = cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")
@@ -127,7 +132,7 @@ def is_address(ref: str) -> bool:
     return ref.startswith(PREFIX)
 
 
-def name_of(ref: str) -> str:
+def repository_name(ref: str) -> str:
     """`owner/name` of `hf://owner/name`, of `owner/name` or of `owner/name@revision`. Raises UsageError."""
     return _parsed(ref)["name"]
 

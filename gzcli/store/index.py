@@ -16,7 +16,7 @@ from typing import Any
 from gzcli.store import cache_files, files
 from gzcli.version import __version__
 
-NAME = ".index-{}.json"
+INDEX_NAME = ".index-{}.json"
 SETTLED = 2e9  # nanoseconds after which a rewritten file is certain to have another time
 
 Mark = list[int]  # mtime, ctime, size, inode
@@ -51,7 +51,7 @@ def begin(root: Path, kind: str) -> None:
     """Reads the index of a kind, "status" or "summary". Unless it is called, `recall` and `keep` do
     nothing."""
     if (str(root), kind) not in _open:
-        _open[str(root), kind] = _Index(root / NAME.format(kind))
+        _open[str(root), kind] = _Index(root / INDEX_NAME.format(kind))
 
 
 def save(root: Path, kind: str, names: Iterable[str]) -> None:
@@ -70,7 +70,7 @@ def recall(folder: Path, kind: str) -> Any | None:
     return value if all(mark(f"{folder}/{place}") == was for place, was in marks.items()) else None
 
 
-def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
+def store_value(folder: Path, kind: str, marks: Marks, value: Any) -> None:
     """Stores a value read from a run, with the marks that its files had before the reading. It is not stored
     if a file is so new that its next change might not alter its time."""
     newest = max((max(was[:2]) for was in marks.values() if was), default=0)

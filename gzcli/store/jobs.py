@@ -196,7 +196,7 @@ _OF_SCORES: tuple[type[Job], ...] = (OodJob, AlarmJob, InspectJob, PortableJob)
 _KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, BenchJob, ExportJob, PublishedJob, EmaJob, TrialJob)
 
 
-def facts(job: Job) -> dict[str, Any]:
+def origin_of(job: Job) -> dict[str, Any]:
     """The origin of a job's images: verb, ids of runs, and settings, but no paths."""
     settings = ("n", "seed", "seeds", "scores", "metrics", "options", "precision", "fpr", "benchmark")
     tree = {key: getattr(job, key, None) for key in (*settings, "run", "runs", "others")}

@@ -16,13 +16,14 @@ from gzcli.store import index
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import RECORDS, Run
 
-POINTS = 12  # of a curve
-ENOUGH = 4  # least points of a curve of a validation metric; with fewer, the loss is shown
+SPARK_POINTS = 12  # of a curve
+MIN_CURVE_POINTS = 4  # least points of a curve of a validation metric; with fewer, the loss is shown
 BARS = "▁▂▃▄▅▆▇█"
-# most lines to read; of a longer file, SOME evenly spaced ones, the LAST, and up to MANY of validation
-LARGE = 15_000
-SOME, LAST, MANY = 2_000, 40, 5_000
-WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmic scale
+# most lines to read; of a longer file, SPACED_LINES evenly spaced ones, the LAST_LINES, and up to
+# MAX_VALIDATION_LINES of validation
+MAX_LINES = 15_000
+SPACED_LINES, LAST_LINES, MAX_VALIDATION_LINES = 2_000, 40, 5_000
+LOGARITHMIC_SPAN = 10.0  # a curve that spans more than this factor is drawn on a logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Curve:
 
     @classmethod
     def of(cls, name: str, points: Sequence[tuple[int, float]]) -> Curve:
-        n = min(POINTS, len(points))
+        n = min(SPARK_POINTS, len(points))
         parts = [points[i * len(points) // n : (i + 1) * len(points) // n] for i in range(n)]
         means = tuple(sum(value for _, value in part) / len(part) for part in parts)
         return cls(name, tuple(part[-1][0] for part in parts), means)
@@ -44,7 +45,7 @@ class Curve:
     def spark(self) -> str:
         """The curve as bars, one character per point; the lowest bar is the smallest value."""
         values = list(self.values)
-        if min(values) > 0 and max(values) > WIDE * min(values):
+        if min(values) > 0 and max(values) > LOGARITHMIC_SPAN * min(values):
             values = [math.log(value) for value in values]
         low, span = min(values), (max(values) - min(values)) or 1.0
         return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in values)
@@ -55,10 +56,12 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
     subsampled, because a million lines take long to parse."""
     path = Run(folder).metrics_file
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    if (n := len(lines)) > LARGE:
+    if (n := len(lines)) > MAX_LINES:
         checks = [i for i, line in enumerate(lines) if b'"val_' in line]
-        numbers = {i * n // SOME for i in range(SOME)} | {*range(n - LAST, n)}
-        lines = [lines[i] for i in sorted(numbers.union(checks if len(checks) <= MANY else ()))]
+        numbers = {i * n // SPACED_LINES for i in range(SPACED_LINES)} | {*range(n - LAST_LINES, n)}
+        lines = [
+            lines[i] for i in sorted(numbers.union(checks if len(checks) <= MAX_VALIDATION_LINES else ()))
+        ]
     return list(filter(None, map(_values, lines)))
 
 
@@ -102,14 +105,15 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, floa
 
 def curve_of(run: Run) -> Curve | None:
     """The curve of the metric that selects the best checkpoint of a run, or of its newest started stage. If
-    that metric has fewer than ENOUGH points, it is the curve of the loss. None if there is neither."""
+    that metric has fewer than MIN_CURVE_POINTS points, it is the curve of the loss. None if there is
+    neither."""
     started = [stage for stage in run.stages if stage.metrics_file.exists()]
     part = started[-1] if started else run
     points, best = curves(metric_lines(part.path)), part.best
     losses = [key for key in points if not key.startswith("val_")]
     keys = [*([f"val_{best.metric}"] if best else []), *losses[:1]]
     candidates = [Curve.of(key, points[key]) for key in keys if key in points]
-    long = [curve for curve in candidates if len(curve.values) >= ENOUGH]
+    long = [curve for curve in candidates if len(curve.values) >= MIN_CURVE_POINTS]
     return next(iter(long or candidates[::-1]), None)
 
 
@@ -122,7 +126,7 @@ def summary(run: Run) -> dict[str, Any]:
         marks, total = index.survey(run.path, RECORDS)
         facts = _facts(run) | {"bytes": total}
         if run.status().get("state") not in ("running", "damaged"):
-            index.keep(run.path, "summary", marks, facts)
+            index.store_value(run.path, "summary", marks, facts)
     created = moment(facts["created"]) if facts["created"] else None
     return {"name": facts["model"], **facts, "created": created, "path": run.path}
 

@@ -36,7 +36,7 @@ def _versions() -> dict[str, str]:
     return {"gz": __version__, "torch": version("torch")}
 
 
-def texts(**facts: Any) -> dict[str, str]:
+def text_chunks(**facts: Any) -> dict[str, str]:
     """The text chunks of an image: these facts and those of `made_by`."""
     origin = {**_maker, **facts, "versions": _versions()}
     return {"Software": f"gz {__version__}", KEY: json.dumps(origin, sort_keys=True)}
@@ -54,7 +54,7 @@ def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = N
     from PIL import PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
-    for key, text in texts(**(origin or {})).items():
+    for key, text in text_chunks(**(origin or {})).items():
         info.add_text(key, text)
     make_folder(path.parent)
     with replacing(path) as part:

@@ -22,10 +22,15 @@ from gzcli.store.paths import recipe_names
 from gzcli.store.run_folder import STAGES
 
 PREFIX = "pretrained:"
-FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
+PRETRAINED_FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
 MORE = "more"
-FIRST = ("emoji", "glyphs", "shapes", "digits")  # the preferred sets, in this order, if none is named
-DEFAULT = f"{PREFIX}cfm"  # model used if none is named
+PREFERRED_SETS = (
+    "emoji",
+    "glyphs",
+    "shapes",
+    "digits",
+)  # the preferred sets, in this order, if none is named
+DEFAULT_MODEL = f"{PREFIX}cfm"  # model used if none is named
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Pretrained:
 def every() -> tuple[Pretrained, ...]:
     """The installed models, grouped by data set, the best first."""
     models = []
-    for name, file in names().items():
+    for name, file in pretrained_names().items():
         texts = safetensors_header(file)["__metadata__"]
         card, preview = json.loads(texts["card"]), base64.b64decode(texts["preview"])
         (model, data), recipe = parts_of(name), json.loads(texts["recipe"])
@@ -93,7 +98,7 @@ def every() -> tuple[Pretrained, ...]:
 @cache
 def measured() -> list[dict[str, Any]]:
     """The results of `gz bench` on all files, including those that are not installed."""
-    return read_json(FOLDER / "figures.json") or []
+    return read_json(PRETRAINED_FOLDER / "figures.json") or []
 
 
 def spelled(model: str, pretrained: bool) -> str:
@@ -101,23 +106,26 @@ def spelled(model: str, pretrained: bool) -> str:
     alone."""
     if not pretrained or model.startswith(PREFIX):
         return model
-    return f"{PREFIX}{model}" if model else DEFAULT
+    return f"{PREFIX}{model}" if model else DEFAULT_MODEL
 
 
 def is_name(ref: str) -> bool:
     return ref.startswith(PREFIX)
 
 
-def names() -> dict[str, Path]:
+def pretrained_names() -> dict[str, Path]:
     """The installed files by name, such as `cfm-digits`."""
-    files = [*FOLDER.glob("*.safetensors"), *FOLDER.joinpath(MORE).glob("*.safetensors")]
+    files = [
+        *PRETRAINED_FOLDER.glob("*.safetensors"),
+        *PRETRAINED_FOLDER.joinpath(MORE).glob("*.safetensors"),
+    ]
     return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
 
 
 def elsewhere() -> dict[str, str]:
     """The SHA-256 checksums, by name, of the files that only a clone of gz contains."""
-    listed: dict[str, str] = read_json(FOLDER / f"{MORE}.json") or {}
-    return {name: checksum for name, checksum in listed.items() if name not in names()}
+    listed: dict[str, str] = read_json(PRETRAINED_FOLDER / f"{MORE}.json") or {}
+    return {name: checksum for name, checksum in listed.items() if name not in pretrained_names()}
 
 
 def parts_of(name: str) -> tuple[str, str]:
@@ -129,10 +137,10 @@ def parts_of(name: str) -> tuple[str, str]:
 
 
 def file_of(ref: str, data: str | None = None) -> Path:
-    """The file of `pretrained:MODEL-DATA`, or of `pretrained:MODEL`, preferably on a set of FIRST. Raises
-    UsageError for an unknown name. Raises MissingError if the model has no file for that set, or if the file
-    is only in a clone."""
-    name, here = ref.removeprefix(PREFIX), names()
+    """The file of `pretrained:MODEL-DATA`, or of `pretrained:MODEL`, preferably on a set of PREFERRED_SETS.
+    Raises UsageError for an unknown name. Raises MissingError if the model has no file for that set, or if
+    the file is only in a clone."""
+    name, here = ref.removeprefix(PREFIX), pretrained_names()
     every_name = [*here, *elsewhere()]
     if stem := matching(name, every_name):
         return _file(stem)
@@ -142,7 +150,7 @@ def file_of(ref: str, data: str | None = None) -> Path:
         hint = did_you_mean(name, every_name) or advice("{} lists them", gz("list", "pretrained"))
         raise UsageError(f"no pretrained model is called `{name}`", hint=hint)
     if data is None:
-        first = [key for key in FIRST if key in sets] or list(sets)
+        first = [key for key in PREFERRED_SETS if key in sets] or list(sets)
         return _file(sets[next((key for key in first if sets[key] in here), first[0])])
     if key := matching(data, sets):
         return _file(sets[key])
@@ -155,8 +163,8 @@ def file_of(ref: str, data: str | None = None) -> Path:
 
 def _file(name: str) -> Path:
     """The file of a model. Raises MissingError if it is only in a clone."""
-    if file := names().get(name):
+    if file := pretrained_names().get(name):
         return file
-    path = f"gzcli/{FOLDER.name}/{MORE}/{name}.safetensors"
+    path = f"gzcli/{PRETRAINED_FOLDER.name}/{MORE}/{name}.safetensors"
     hint = f"use the file from the gz repository: `{path}`, SHA-256 {elsewhere()[name][:12]}…"
     raise MissingError(f"`{PREFIX}{name}` is not included in the installed package", hint=hint)

@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli.core.devices import cpu_name, kind_of
+from gzcli.core.devices import cpu_name, device_kind
 from gzcli.core.errors import UsageError
 from gzcli.store import cache_files, files
 from gzcli.store.paths import cache_dir
@@ -50,7 +50,7 @@ def chosen_precision(precision: str, kind: str) -> str:
     from it; on a CPU, this is measured. Raises UsageError for fp16 if the device does not compute in it."""
     import torch
 
-    if precision == "fp16" and not kind_of(kind).fp16:
+    if precision == "fp16" and not device_kind(kind).fp16:
         hint = "use `bf16`, which works on many CPUs, or `fp32`"
         raise UsageError("`train.precision: fp16` needs a GPU", hint=hint)
     if precision != "auto":
@@ -91,9 +91,9 @@ def _stored(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
     ranks of a run read the same."""
     digest = hashlib.sha256("\n".join(terms).encode()).hexdigest()[:16]
     path = cache_dir("costs", f"rates-{digest}.json")
-    with cache_files.alone(path):
+    with cache_files.exclusive(path):
         if (rates := cache_files.read(path, partial(_read, types=types))) is None:
-            cache_files.write(path, files.write_json, rates := measured(types))
+            cache_files.write(path, files.write_json, rates := measured_rates(types))
         return rates
 
 
@@ -106,7 +106,7 @@ def _read(path: Path, types: tuple[str, ...]) -> Rates:
     return rates
 
 
-def measured(types: tuple[str, ...]) -> Rates:
+def measured_rates(types: tuple[str, ...]) -> Rates:
     """The rates, measured in CPU time of this thread, so that other programs hardly affect them."""
     import torch
     from torch.nn import functional as F

@@ -24,7 +24,7 @@ RUN_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")  # model and data, time
 KEYS = re.compile(r"# (\d+) keys\n")
 STAGES = "stages"  # key in a recipe, and folder in a run
 # types of values of `status.json`; any may be null
-KINDS: dict[str, type | tuple[type, ...]] = {
+STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("state", "model", "data", "alias", "copy_of", "clock", "file", "from"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
     # step at which `train.patience` ended training, and step of the weights in use
@@ -355,10 +355,10 @@ class Run:
                 fault = "is damaged" if status else "is missing or empty"
                 raise DamagedError(f"`{self.status_file}` {fault}: it does not name the run's model")
             for key, value in status.items():
-                if value is not None and not isinstance(value, KINDS.get(key, object)):
+                if value is not None and not isinstance(value, STATUS_TYPES.get(key, object)):
                     raise DamagedError(f"`{self.status_file}` is damaged: `{key}` is {value!r:.40}")
             if status:
-                index.keep(self.path, "status", marks, status)
+                index.store_value(self.path, "status", marks, status)
             return status
         except DamagedError as e:
             model, data, *_ = [*self.path.name.split("-"), "?", "?"]

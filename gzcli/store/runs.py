@@ -25,7 +25,7 @@ from gzcli.store.claims import check_removable, claimed, remove_folder
 from gzcli.store.paths import is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run_folder import RUN_ID, STAGES, Run
 
-WAIT = "wait until the training ends"
+WAIT_HINT = "wait until the training ends"
 _STAMP = "%Y%m%d-%H%M%S"
 
 
@@ -44,7 +44,7 @@ def create(model: str, data: str, *, alias: str | None = None, stack: ExitStack 
         if not is_name(name):
             hint = "use letters, digits, `-` and `_` in names"
             raise UsageError(f"`{name}` is not valid in a run's id", hint=hint)
-        files.sweep(root, user_dir())
+        files.remove_leftovers(root, user_dir())
         for run in filter(_is_stillborn, runs):
             remove_folder(run.path)
         stamp = time_of_id(root)
@@ -86,7 +86,7 @@ def short_name(id: str) -> str:
 def tidy() -> None:
     """Removes the leftovers of killed processes in the store."""
     with _store_lock():
-        files.sweep(user_dir("runs"), user_dir())
+        files.remove_leftovers(user_dir("runs"), user_dir())
 
 
 def _is_stillborn(run: Run) -> bool:
@@ -263,7 +263,7 @@ def find_stage(ref: str, name: str) -> Run:
     if not part.model_file.exists():
         message = f"`{part.id}` has no weights yet ({part.state})"
         resume = f"gz train {run.id} --resume"
-        raise MissingError(message, hint=WAIT if run.state == "running" else resume)
+        raise MissingError(message, hint=WAIT_HINT if run.state == "running" else resume)
     return part
 
 

@@ -32,18 +32,18 @@ from gzcli.models.denoising.samplers import solve
 from gzcli.models.nn import ClassEmbedding
 from gzcli.store import model_files
 
-SEED = 0
+CONTRACT_SEED = 0
 CPU = torch.device("cpu")
 # Few steps suffice for likelihoods and for scores: the checks test dependences, not values.
 ODE_STEPS = 4
 SCORE_STEPS = 2  # for checks of dependences, in which values do not matter
-CLASSES = 2  # of a mixture of classes, for the same reason
+CONTRACT_CLASSES = 2  # of a mixture of classes, for the same reason
 SEARCH_STEPS = 25  # gradient steps of the search for the latent code of an image
-FEW = {"steps": 2, "times": 3, "starts": 2}
+FEW_OPTIONS = {"steps": 2, "times": 3, "starts": 2}
 FALL = 0.10  # relative fall of a phase's loss on one batch that is required
-STEPS = 30  # steps for that fall
+FALL_STEPS = 30  # steps for that fall
 TRIALS = (8, 25, 75, 200)  # steps after which a trained copy is compared with an untrained one
-KINDS = ("rgb", "multi-label", "label-free")  # properties of data sets that every model accepts
+DATA_KINDS = ("rgb", "multi-label", "label-free")  # properties of data sets that every model accepts
 N = 6  # number of images in such a set
 
 
@@ -84,7 +84,7 @@ class Case:
         fine-tuning."""
         return dict(self.options)
 
-    def build(self, info: DataInfo, seed: int = SEED) -> Model:
+    def build(self, info: DataInfo, seed: int = CONTRACT_SEED) -> Model:
         """The model with weights from a seed, built on stages with the same seed."""
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
         torch.manual_seed(seed)
@@ -104,7 +104,7 @@ class Case:
     def batches(self) -> TrainBatches:
         """Training batches of its data set on the CPU."""
         pack = self.pack()
-        images = TrainImages(pack, pack.info(levels=self.levels).levels, CPU, SEED)
+        images = TrainImages(pack, pack.info(levels=self.levels).levels, CPU, CONTRACT_SEED)
         return TrainBatches(images, self.batch, needs=catalog.card(self.model).needs)
 
     def __str__(self) -> str:
@@ -149,7 +149,7 @@ def started(case: Case) -> tuple[Model, Batch]:
 
 def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
     """The batch with the noise of a phase at a step; its next draw is the first."""
-    return batch.rows(slice(None), BatchNoise(SEED, step, phase, total=len(batch)))
+    return batch.rows(slice(None), BatchNoise(CONTRACT_SEED, step, phase, total=len(batch)))
 
 
 def loss_of(model: Model, batch: Batch, phase: str) -> Tensor:
@@ -184,14 +184,14 @@ def log_likelihood(
 
 def brief_likelihood(model: Model, x: Tensor, *, noise: Noise) -> Tensor:
     """`log_likelihood` with the fewest steps, of the mixture of the first classes alone."""
-    few = replace(model.data, classes=model.data.classes[:CLASSES])
+    few = replace(model.data, classes=model.data.classes[:CONTRACT_CLASSES])
     with mock.patch.object(model, "data", few):
         return log_likelihood(model, x, noise=noise, steps=SCORE_STEPS)
 
 
 def quick(method: Callable[..., Any]) -> Callable[..., Any]:
     """The method with few steps instead of its default number."""
-    options = {key: value for key, value in FEW.items() if key in flat_defaults(method)}
+    options = {key: value for key, value in FEW_OPTIONS.items() if key in flat_defaults(method)}
     return partial(method, **group_options(method, options))
 
 
@@ -217,7 +217,7 @@ def each_phase_trains_its_parameters(case: Case) -> None:
         require(params, f"phase `{phase.name}` has no parameters")
         optimizer, values = torch.optim.Adam(params, lr=case.lr), []
         normalised = phase.name in model.normalised
-        for _ in range(STEPS + 1):
+        for _ in range(FALL_STEPS + 1):
             loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
             loss_name = f"`loss` of phase `{phase.name}`"
             require(loss.ndim == 0, f"{loss_name} has shape {tuple(loss.shape)} and is not a scalar")
@@ -233,7 +233,7 @@ def each_phase_trains_its_parameters(case: Case) -> None:
         require(
             has_fallen,
             f"phase `{phase.name}` does not learn: on one batch, with fixed noise, {what} went from "
-            f"{values[0]:.4g} to {values[-1]:.4g} in {STEPS} steps of Adam at {case.lr:g}",
+            f"{values[0]:.4g} to {values[-1]:.4g} in {FALL_STEPS} steps of Adam at {case.lr:g}",
         )
 
 
@@ -519,7 +519,7 @@ def _check_density(process: Process) -> None:
 def every_kind_of_data_set(case: Case) -> None:
     """The model takes RGB images, several labels at once, and none."""
     refused = ("label-free", *(("multi-label",) if case.options.get("clusters") else ()))
-    for kind in KINDS:
+    for kind in DATA_KINDS:
         if kind not in refused or not case.conditional:  # a conditional model is refused such sets
             _takes(case, kind)
 
@@ -530,11 +530,13 @@ def _takes(case: Case, kind: str) -> None:
     classes = () if kind == "label-free" else ("a", "b", "c")
     shape = (3 if kind == "rgb" else 1, 16, 16)
     info = DataInfo(shape, case.levels or 256, classes, kind == "multi-label", n=64, steps=100)
-    model = case.build(info, SEED).train()
-    u8 = torch.randint(256, (N, *shape), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
+    model = case.build(info, CONTRACT_SEED).train()
+    u8 = torch.randint(
+        256, (N, *shape), generator=torch.Generator().manual_seed(CONTRACT_SEED), dtype=torch.uint8
+    )
     multi_labels = torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()
     y = {"rgb": torch.arange(N) % 3, "multi-label": multi_labels}.get(kind)
-    noise = BatchNoise(SEED, 0, "main", total=N)
+    noise = BatchNoise(CONTRACT_SEED, 0, "main", total=N)
     x = quantise(u8, info.levels, noise)
     extra = {"second_domain": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * N}
     inputs = {key: extra[key] for key in model.needs if key in extra}
@@ -558,7 +560,7 @@ def _takes(case: Case, kind: str) -> None:
     if hasattr(model, "log_prob"):
         with torch.no_grad():
             labels = y if case.conditional else None
-            rows = ImageNoise(SEED, range(N))
+            rows = ImageNoise(CONTRACT_SEED, range(N))
             value = log_likelihood(model, batch.x, labels, noise=rows, steps=SCORE_STEPS)
         finite = value.shape == (N,) and bool(torch.isfinite(value).all())
         require(finite, f"{on} `log_prob` is not {N} finite numbers")

@@ -24,7 +24,7 @@ from gzcli.core.sections import DataSection, Part
 from gzcli.data.packs.open import open_pack
 from gzcli.demo.guard import COOKIE, LARGEST_BODY, POLICY, Guard
 from gzcli.demo.studio import (
-    MOST,
+    MAX_STATES_SHOWN,
     PAINT,
     Request,
     Studio,
@@ -72,7 +72,7 @@ def made_by(lines: str) -> dict:
 def test_samples_become_and_the_code_makes_the_same(studio):
     show, name = studio("cfm")
     choice, *ready = choices()
-    assert {one.name for one in ready} == {f"pretrained:{model}" for model in pretrained.names()}
+    assert {one.name for one in ready} == {f"pretrained:{model}" for model in pretrained.pretrained_names()}
     assert ready[0].name.startswith("pretrained:") and "comes with gz" in ready[0].title
     assert choice.name == name and "cfm on digits, 7 steps" in choice.title
     _, can = show.open(name)
@@ -166,7 +166,7 @@ def test_states_are_thinned_out_and_errors_come_through():
         return np.ones((1, 1, 2, 2), np.uint8)
 
     states = list(watched(work, lambda x: x.numpy().astype(np.uint8)))
-    assert 10 < len(states) <= MOST + 2 and states[-1].all() and not states[0].any()
+    assert 10 < len(states) <= MAX_STATES_SHOWN + 2 and states[-1].all() and not states[0].any()
 
     def fails(progress):
         raise MissingError("gone")
@@ -207,7 +207,7 @@ def test_without_gradio_or_with_a_model_that_comes_with_gz(call, home, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code_, _, stderr = call("demo")
     assert code_ == 3 and "gradio" in stderr and "pip install 'gzcli[demo]'" in stderr
-    name = f"pretrained:{next(iter(pretrained.names()))}"
+    name = f"pretrained:{next(iter(pretrained.pretrained_names()))}"
     assert [choice.name for choice in choices([find_run(name)])] == [name]
 
 

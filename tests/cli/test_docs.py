@@ -39,7 +39,7 @@ from gzcli.docs.page import (
     rendered,
     texts,
 )
-from gzcli.docs.page import ROOT as DOCS
+from gzcli.docs.text import DOCS_FOLDER as DOCS
 from gzcli.docs.text import written
 from gzcli.launch import plan
 from gzcli.metrics import standings
@@ -131,7 +131,7 @@ def reference(tmp_path, monkeypatch, home):
         for (model, names), fd in zip(stages.items(), (75.0, 90.0), strict=True)
     ]
     measure.league(*folders, root=tmp_path / "measured")
-    monkeypatch.setattr(measured, "ROOT", tmp_path / "measured")
+    monkeypatch.setattr(measured, "MEASURED_FOLDER", tmp_path / "measured")
     (tmp_path / "measured" / "costs.csv").write_text(
         "model,data,scale,params,steps,seconds,machine,seconds_on_h100\n"
         "vae,mnist,small,1379152,100000,5400,a CPU,81\n"
@@ -165,7 +165,7 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference, monkeyp
     assert "8m00s of training" in text
     assert "REFERENCE CURVE, MNIST AT SCALE TINY" in text
     rows = [{"model": "vae", "title": "vae, guided 2"}]
-    monkeypatch.setattr(measured, "league", lambda data, scale: rows)
+    monkeypatch.setattr(measured, "shipped_league", lambda data, scale: rows)
     captions = [caption for _, caption in page_of("vae").pictures + page_of("cfm").pictures]
     assert captions[0] == "Samples of vae, guided 2 from a league, mnist at scale tiny"
     assert "Samples of gz sample pretrained:cfm-glyphs, guided 1.15" in captions
@@ -203,7 +203,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, mon
     added = json.dumps({"rows": [row | {"excess": {"fd": [55.0, 47.0, 63.0]}}]})
     (tmp_path / "rows" / "mnist").mkdir(parents=True)
     (tmp_path / "rows" / "mnist" / "deep.json").write_text(added)
-    monkeypatch.setattr(measured, "ADDED", tmp_path / "rows")
+    monkeypatch.setattr(measured, "ADDED_ROWS", tmp_path / "rows")
     (foreign := reference.parents[1] / "fashionmnist").mkdir()
     (foreign / "ood.csv").write_text(detections)
     text = as_markdown(page_of("glow"), site=True)
@@ -474,7 +474,7 @@ def test_links_between_pages_lead_somewhere():
 
 def test_a_league_is_small_in_git():
     for place in measured.places():
-        folder = measured.ROOT.joinpath(*place)
+        folder = measured.MEASURED_FOLDER.joinpath(*place)
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 1.5e6, place
 
 
@@ -494,7 +494,7 @@ def test_rows_that_different_code_judged_are_not_joined(reference, tmp_path, cap
     assert (reference / "rows.json").read_text() == before
     measure.league(new, alike, root=tmp_path / "measured")
     assert "it is not known which code judged vae, vqvae\n" in capsys.readouterr().err
-    commits = [row["judge_commit"] for row in measured.league("mnist", "tiny")]
+    commits = [row["judge_commit"] for row in measured.shipped_league("mnist", "tiny")]
     assert commits == ["", "", "commit-1", "commit-2"]
     with pytest.raises(SystemExit, match="judged by different code"):
         measure.league(other, root=tmp_path / "measured")
@@ -503,7 +503,7 @@ def test_rows_that_different_code_judged_are_not_joined(reference, tmp_path, cap
 def test_the_tables_of_a_league_are_those_of_its_rows():
     """Each row also names its code, its machine and the options of its sampler."""
     for place in measured.places():
-        folder, about = measured.ROOT.joinpath(*place), measured.about(*place)
+        folder, about = measured.MEASURED_FOLDER.joinpath(*place), measured.about(*place)
         rows = json.loads((folder / "rows.json").read_text())
         joined = standings.of_one_size(rows)
         assert (folder / "league.csv").read_text() == standings.table_of(joined)
@@ -535,7 +535,7 @@ def test_the_league_of_the_readme_is_the_measured_one():
 
 def test_figures_on_pages_are_the_measured_ones():
     """By how much an even draw lowers the floor of a league, what `eqm` detects, and the order of faces."""
-    league = measured.rows_of(measured.ROOT / "glyphs" / "tiny" / "league.csv")
+    league = measured.rows_of(measured.MEASURED_FOLDER / "glyphs" / "tiny" / "league.csv")
     floors = {(row["drawn"], float(row["fd_floor"])) for row in league}
     (random,) = (floor for drawn, floor in floors if drawn == "random")
     lower = [round(100 * (1 - floor / random)) for drawn, floor in floors if drawn != "random"]
@@ -544,7 +544,7 @@ def test_figures_on_pages_are_the_measured_ones():
     emoji = next(model for model in pretrained.every() if model.name == "cfm-emoji")
     size, minutes = round(emoji.file.stat().st_size / 1e6), round(emoji.card["work"] / 60)
     assert f"a model of {size} MB that comes with gz. It was trained for {minutes} min" in TEXTS["README"]
-    rows = measured.rows_of(measured.ROOT / "fashionmnist" / "ood.csv")
+    rows = measured.rows_of(measured.MEASURED_FOLDER / "fashionmnist" / "ood.csv")
     areas = {row["score"]: row["auroc"] for row in rows if (row["model"], row["out"]) == ("eqm", "mnist")}
     ours = [f"{float(areas[score]):.2f}".removeprefix("0") for score in ("gradient", "energy")]
     assert f"AUROC for MNIST is {' and '.join(ours)}." in (DOCS / "models" / "eqm.md").read_text()
@@ -720,9 +720,9 @@ def test_no_page_shows_its_own_marks():
     """To the site's Markdown a fence that is not closed is text, as is a list without a line before it."""
     markdown = pytest.importorskip("markdown")
     pytest.importorskip("mkdocs")
-    from gzcli.docs.site import settings
+    from gzcli.docs.site import mkdocs_settings
 
-    extensions = settings(DOCS, DOCS, [])["markdown_extensions"]
+    extensions = mkdocs_settings(DOCS, DOCS, [])["markdown_extensions"]
     more = [path for place in ("models", "static") for path in (DOCS / place).glob("*.md")]
     for name, text in {**TEXTS, **{path.name: path.read_text() for path in more}}.items():
         page = re.sub(r"<pre>.*?</pre>", "", markdown.markdown(text, extensions=extensions), flags=re.DOTALL)
@@ -757,7 +757,7 @@ def test_the_site_asks_nobody(tmp_path):
         assert "```" not in text, path
     assert "<math" in (tmp_path / "site" / "models" / "fm.html").read_text()
     ready = (tmp_path / "site" / "pretrained.html").read_text()
-    for name in pretrained.names():
+    for name in pretrained.pretrained_names():
         assert f"pretrained:{name}" in ready and (tmp_path / "site" / "pretrained" / f"{name}.png").exists()
     assert "__index" in (tmp_path / "site" / "search" / "search_index.js").read_text()[:20]
     rows = measured.rows_of(tmp_path / "site" / "results.csv")

@@ -22,7 +22,7 @@ from pretrained import TABLE, WHEEL, file_of
 from gzcli import __version__
 from gzcli.cli.doctor import folders
 from gzcli.core import errors
-from gzcli.launch.launcher import Plan, environment
+from gzcli.launch.launcher import Plan, child_environment
 from gzcli.store import files, model_files
 from gzcli.store.paths import user_dir
 
@@ -263,12 +263,12 @@ def test_rights_follow_the_umask_and_what_decides_on_code_is_private(home, tmp_p
 def test_compiled_code_lies_in_gz_s_cache(home, monkeypatch, capsys):
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
-    env = environment(Plan(), "human")
+    env = child_environment(Plan(), "human")
     assert env["TORCHINDUCTOR_CACHE_DIR"] == str(home / "kernels")
     assert env["TRITON_CACHE_DIR"] == str(home / "kernels" / "triton")
     (home / "kernels").mkdir(parents=True)
     (home / "kernels" / "a.so").write_bytes(bytes(5_000_000))
     assert any(c.name == "kernels" and f"{home / 'kernels'}, 5.0 MB" in c.detail for c in folders())
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/my/own")
-    assert environment(Plan(), "human")["TORCHINDUCTOR_CACHE_DIR"] == "/my/own"
+    assert child_environment(Plan(), "human")["TORCHINDUCTOR_CACHE_DIR"] == "/my/own"
     assert any(c.name == "kernels" and "/my/own, empty" in c.detail for c in folders())

@@ -20,7 +20,7 @@ import torch
 import gzcli
 from gzcli.cli import doctor, out
 from gzcli.core import devices, units
-from gzcli.core.devices import VISIBLE
+from gzcli.core.devices import VISIBLE_DEVICES
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.engine.__main__ import explain
@@ -28,7 +28,7 @@ from gzcli.engine.log import Log
 from gzcli.launch import launcher, plan, slurm
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
-from gzcli.launch.plan import PATIENCE, made_by_machine_0, write_run
+from gzcli.launch.plan import MEETING_SECONDS, made_by_machine_0, write_run
 from gzcli.store import claims, runs
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -86,7 +86,7 @@ def test_other_machines_wait_for_the_run_of_machine_0(home):
     now = time.time()
     for state, job, launched in (
         ("planned", "another", now),
-        ("planned", first.job, now - 2 * PATIENCE),
+        ("planned", first.job, now - 2 * MEETING_SECONDS),
         ("killed", first.job, now),
     ):
         runs.create("vae", "digits").update(state=state, job=job, launched=launched)
@@ -156,7 +156,7 @@ def test_a_job_out_of_time_is_stopped_and_queued_again(fake, tmp_path):
     fake("scontrol", f'echo "scontrol $*" >> {log}')
     job = slurm.Job(["train", "vae"], name="mine", seed=3, gpus=0, cores=2, goes_on="named")
     path = tmp_path / "job.sh"
-    path.write_text(slurm.script(job, {}, program=["gz"], folder=tmp_path))
+    path.write_text(slurm.batch_script(job, {}, program=["gz"], folder=tmp_path))
     env = {**os.environ, "SLURM_JOB_ID": "5", "SLURM_ARRAY_JOB_ID": "4", "SLURM_ARRAY_TASK_ID": "1"}
 
     def ended(signal: str) -> int:
@@ -208,8 +208,8 @@ def test_other_verbs_are_submitted_alike(fake, gz, home, tmp_path):
 
 
 def test_each_process_beside_others_has_a_gpu_or_a_core(monkeypatch):
-    monkeypatch.setenv(VISIBLE, "2, 5")
-    assert launcher.slots(3, gpus=True) == [{VISIBLE: "2"}, {VISIBLE: "5"}]
+    monkeypatch.setenv(VISIBLE_DEVICES, "2, 5")
+    assert launcher.slots(3, gpus=True) == [{VISIBLE_DEVICES: "2"}, {VISIBLE_DEVICES: "5"}]
     assert launcher.slots(2, gpus=False) == 2 * [{"OMP_NUM_THREADS": "1"}]
 
 
@@ -235,7 +235,7 @@ def test_no_script_holds_what_cannot_be_printed(fake, gz, tmp_path, monkeypatch)
     assert not (tmp_path / "got").exists()
     monkeypatch.chdir(tmp_path)
     job, folder = slurm.Job(["train"], "a", 0, 0, 2), tmp_path / "it's 100%j"
-    text = slurm.script(job, {}, program=["gz"], folder=folder)
+    text = slurm.batch_script(job, {}, program=["gz"], folder=folder)
     assert f'#SBATCH --output="{tmp_path}/it\'s 100%%j/%x-%j.out"\n' in text
 
 
@@ -279,7 +279,7 @@ def test_variables_of_launchers_are_read_told_and_not_the_engines(monkeypatch):
         monkeypatch.delenv(variable)
     for variable in ("PMI_SIZE", "OMPI_COMM_WORLD_RANK", "RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU"):
         monkeypatch.setenv(variable, "4")
-    env = launcher.environment(Plan(gpus=1), "quiet")
+    env = launcher.child_environment(Plan(gpus=1), "quiet")
     assert not [key for key in env if key.startswith(("PMI_", "OMPI_", "RANK", "LOCAL_", "ACCELERATE_"))]
 
 

@@ -26,7 +26,7 @@ from uncached import uncached_samples
 from zoo import CASES, DDPM, FM
 
 import gzcli
-from gzcli.cli.league import KEYS
+from gzcli.cli.league import LEAGUE_KEYS
 from gzcli.core import devices
 from gzcli.core.errors import DivergedError, GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part
@@ -285,7 +285,7 @@ def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, j
     assert "total: " in of_one and "in parallel" not in of_one
     call(*words)
     rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
-    assert {row[name] for row in rows for name in KEYS.values()} == {0.0} and len(trained) == 3
+    assert {row[name] for row in rows for name in LEAGUE_KEYS.values()} == {0.0} and len(trained) == 3
     shown = call(*words, "--dry-run")[1]
     assert "0 to train, 3 already trained\nnothing to do\n" in shown
 
@@ -330,7 +330,7 @@ def test_a_row_has_the_commit_of_gz_s_own_clone(monkeypatch, tmp_path):
 
 def test_a_bench_says_what_judging_takes_here(home):
     """The seconds of an image by the slowest row, without those of samples and of likelihoods."""
-    assert cost.evaluation(500, 0).seconds() == 1100 * cost.EVALUATED
+    assert cost.evaluation(500, 0).seconds() == 1100 * cost.EVALUATED_SECONDS
     rows = [
         {"n": 1000, "seconds": 30.0, "metrics": {"samples_per_s": 100.0}},
         {"n": 1000, "seconds": 15.0, "metrics": {"samples_per_s": 100.0}},
@@ -338,7 +338,7 @@ def test_a_bench_says_what_judging_takes_here(home):
         {"n": 1000, "seconds": 90.0, "metrics": {}},
     ]
     cost.note_evaluation({"rows": rows[2:]}, 0)
-    assert cost.evaluation(500, 0).seconds() == 1100 * cost.EVALUATED
+    assert cost.evaluation(500, 0).seconds() == 1100 * cost.EVALUATED_SECONDS
     cost.note_evaluation({"rows": rows}, 0)
     assert cost.evaluation(1000, 0).seconds() == pytest.approx(20.0)
     # measured: 13.1 s for 60 images, 24.9 s for 600

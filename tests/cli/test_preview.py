@@ -50,7 +50,7 @@ def test_each_protocol_sends_the_picture(picture):
     cells = re.findall(r"38;2;(\d+);(\d+);(\d+)m\033\[48;2;(\d+);(\d+);(\d+)m▀", preview.blocks(image))
     shown = np.array(cells, int).reshape(11, 30, 2, 3).transpose(0, 2, 1, 3).reshape(22, 30, 3)
     assert (shown == pixels).all()
-    assert preview.fitted(Image.new("RGB", (2000, 100)), 640, 480).size == (640, 32)
+    assert preview.shrunk(Image.new("RGB", (2000, 100)), 640, 480).size == (640, 32)
 
 
 def test_a_path_is_data_and_the_picture_is_beside_it(picture, terminal, capsys):

@@ -22,7 +22,7 @@ from PIL import Image
 from zoo import first_of_families
 
 from gzcli.core.errors import UsageError, canonical
-from gzcli.core.sections import FIXED, SECTIONS, SYNONYMS, Part, keys_of, part_of
+from gzcli.core.sections import FIXED_KEYS, SECTIONS, SYNONYMS, Part, keys_of, part_of
 from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
 from gzcli.data.packs.facts import SHAPES, Facts
@@ -33,7 +33,7 @@ from gzcli.launch.needs import of_data
 from gzcli.launch.plan import shared_out
 from gzcli.models import catalog
 from gzcli.recipe import schema
-from gzcli.recipe.describe import annotated, section_texts, texts
+from gzcli.recipe.describe import annotated, key_texts, section_texts
 from gzcli.recipe.files import presets, read_chain, recipes, show
 from gzcli.recipe.recipe import check_data, recipe_of
 from gzcli.recipe.resolve import GENERAL, check, dotted, large_limits, resolve
@@ -513,7 +513,7 @@ def test_a_tree_has_every_key_and_is_resolved_again_as_that_of_a_run(write):
 
 
 def test_an_option_that_became_a_constant_is_read_where_it_has_its_value(write):
-    fixed = [(name, key, value) for name, options in FIXED.items() for key, value in options.items()]
+    fixed = [(name, key, value) for name, options in FIXED_KEYS.items() for key, value in options.items()]
     for name, key, value in fixed:
         constant, other = (value, "log_sigma") if isinstance(value, str) else (f"{value:g}", value + 1)
         model = f"data: {{name: digits}}\nmodel: {{name: {name}, {key}: "
@@ -678,17 +678,17 @@ def test_a_recipe_is_shown_with_the_text_of_each_key():
     sections = {name: {field.name for field in keys_of(section)} for name, section in SECTIONS.items()}
     for name in RECIPES:
         recipe = resolve(name)
-        tree, key_texts = recipe.tree(), texts(recipe)
-        shown = annotated(tree, key_texts)
+        tree, option_texts = recipe.tree(), key_texts(recipe)
+        shown = annotated(tree, option_texts)
         assert same(read_text(shown, "r.yaml").tree, tree), "texts are comments"
         lines = shown.splitlines()
         assert set(dump(tree).splitlines()) <= {line.split("#")[0].rstrip() for line in lines}, name
         assert all(len(line) <= 80 or "#" not in line for line in lines), name
         comments = " ".join(line.partition("# ")[2] for line in lines)
-        assert all(text in comments for key, text in key_texts.items() if key in recipe.origin), name
+        assert all(text in comments for key, text in option_texts.items() if key in recipe.origin), name
         for key in recipe.origin:
             *_, section, option = ("", *key.split("."))
-            assert key in key_texts or option not in sections.get(section, ()), (name, key)
+            assert key in option_texts or option not in sections.get(section, ()), (name, key)
 
 
 def test_the_set_that_is_meant_where_none_is_named(monkeypatch, tmp_path):

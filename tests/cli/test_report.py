@@ -34,7 +34,7 @@ from gzcli.report import bench as of_bench
 from gzcli.report import cited
 from gzcli.report import ood as of_ood
 from gzcli.report import write as escapes
-from gzcli.report.document import Chart, Dots, Estimate, Picture, Series
+from gzcli.report.document import Chart, Dots, Measured, Picture, Series
 from gzcli.report.results import read
 from gzcli.report.write import svg
 from gzcli.store import files, runs
@@ -335,9 +335,9 @@ def test_names_of_no_letters_are_written_out(call, bench, ood):
 
 
 def test_figures_come_with_floor_interval_and_direction(call, bench):
-    assert of_bench.labels([{"name": name} for name in "abaa"]) == ["a", "b", "a (2)", "a (3)"]
+    assert of_bench.row_labels([{"name": name} for name in "abaa"]) == ["a", "b", "a (2)", "a (3)"]
     rows = [{"model": "fm", "title": "fm, guided 2", "seed": 0}, {"model": "vae", "seed": 1}]
-    assert of_bench.labels(rows) == ["fm, guided 2, seed 0", "vae, seed 1"]
+    assert of_bench.row_labels(rows) == ["fm, guided 2, seed 0", "vae, seed 1"]
     texts = written(call, bench)
     page = Page(texts["report.html"])
     cells = [cell.strip() for cell in page.cells]
@@ -363,7 +363,7 @@ def test_scores_whose_intervals_tell_no_difference_are_bold():
         values = {"auroc": value, "fpr95": 1 - value, "aupr_in": None, "aupr_out": value}
         ends = {key: [values[key] - half, values[key] + half] for key in ("auroc", "fpr95")}
         rows.append({"out": "x", "score": name, "ci": ends} | values)
-    (table,) = of_ood.detection(rows, {})
+    (table,) = of_ood.detection_tables(rows, {})
     bold = {column.name: [cell.best for cell in column.cells] for column in table.columns}
     assert bold["AUROC"] == bold["FPR95"] == [True, True, False]
     assert bold["AUPR in"] == [False] * 3 and bold["AUPR out"] == [True, False, False]  # without intervals
@@ -497,7 +497,7 @@ def test_a_damaged_result_is_named(call, bench, ood, tmp_path):
     for file, result in made:
         files.write_json(file, result)
         try:
-            escapes.document(read(file.parent))
+            escapes.document_of(read(file.parent))
         except GzError as error:
             assert error.code in (2, 3) and str(file.parent) in error.message and error.hint, result
     for rows, code, words in (
@@ -583,7 +583,7 @@ def test_a_drawing_shows_names_as_they_are_and_is_the_same_each_time():
     bare = Chart("c", "nothing", "step", "loss", [])
     ticks = [(0.0, "low"), (1e4, "high")]
     marked = Chart("c", "scores", "nll", "share", chart.series[:1], ticks, filled=True)
-    rows = [Estimate("_a$b$", 2.0, 1.5, 2.5, best=True), Estimate("b", 3.0)]
+    rows = [Measured("_a$b$", 2.0, 1.5, 2.5, best=True), Measured("b", 3.0)]
     dots = Dots("d", "fd", rows, floor=1.0, direction="down")
     for drawing, texts in (
         (chart, {*names, "step", "loss", "20k"}),

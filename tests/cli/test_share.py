@@ -20,7 +20,7 @@ from zoo import Case
 
 import gzcli
 from gzcli.docs.page import as_markdown, page_of
-from gzcli.engine.__main__ import VERBS, main
+from gzcli.engine.__main__ import JOB_MODULES, main
 from gzcli.engine.log import Log
 from gzcli.export import export
 from gzcli.launch import launcher
@@ -58,8 +58,8 @@ def here(folder: Path, job: jobs.Job) -> dict:
     """Does a job in this process, which saves the start of another."""
     with claims.claimed_folder(folder):
         jobs.write(folder, job)
-        verb = importlib.import_module(f"gzcli.{VERBS[job.verb]}")
-        png.made_by(**jobs.facts(job))
+        verb = importlib.import_module(f"gzcli.{JOB_MODULES[job.verb]}")
+        png.made_by(**jobs.origin_of(job))
         return verb.run(jobs.read(folder), folder, torch.device("cpu"), Log(folder, rank=0))
 
 
@@ -285,7 +285,7 @@ def test_a_card_names_the_guidance_of_samples():
 
 
 def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewhere):
-    names = pretrained.names()
+    names = pretrained.pretrained_names()
     assert 0 < sum(file.stat().st_size for file in names.values()) <= ALL
     name = next(iter(names))
     model, data = pretrained.parts_of(name)
@@ -306,13 +306,13 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewher
 
 
 def test_a_pretrained_model_that_a_wheel_leaves_out_is_told_where_it_is(gz, elsewhere, tmp_path, monkeypatch):
-    listed = files.read_json(pretrained.FOLDER / "more.json")
-    more = pretrained.FOLDER / "more"
+    listed = files.read_json(pretrained.PRETRAINED_FOLDER / "more.json")
+    more = pretrained.PRETRAINED_FOLDER / "more"
     assert listed == {file.stem: files.checksum(file) for file in sorted(more.glob("*.safetensors"))}
     assert not pretrained.elsewhere()
     wheel = tmp_path / "pretrained"
-    shutil.copytree(pretrained.FOLDER, wheel, ignore=shutil.ignore_patterns("more"))
-    monkeypatch.setattr(pretrained, "FOLDER", wheel)
+    shutil.copytree(pretrained.PRETRAINED_FOLDER, wheel, ignore=shutil.ignore_patterns("more"))
+    monkeypatch.setattr(pretrained, "PRETRAINED_FOLDER", wheel)
     pretrained.every.cache_clear()
     assert pretrained.elsewhere() == listed
     for words in (

@@ -81,10 +81,12 @@ def test_worker_processes(bare, monkeypatch, version, method):
 def test_children_get_no_empty_entry(bare, monkeypatch):
     """`PYTHONPATH=$PYTHONPATH:/opt/lib` often begins with an empty one, which is the working folder."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "/opt/lib", ".", str(Path.cwd())]))
-    env = launcher.environment(launcher.Plan(), "quiet")
+    env = launcher.child_environment(launcher.Plan(), "quiet")
     assert env["PYTHONPATH"] == os.pathsep.join([str(ROOT), "/opt/lib"]) and env["PYTHONSAFEPATH"] == "1"
     monkeypatch.chdir(ROOT)  # a clone without an installation
-    assert launcher.environment(launcher.Plan(), "quiet")["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    assert launcher.child_environment(launcher.Plan(), "quiet")["PYTHONPATH"].split(os.pathsep)[0] == str(
+        ROOT
+    )
 
 
 def test_every_process_is_started_so(tmp_path):
@@ -108,7 +110,7 @@ def test_a_spinner_waits_on_a_terminal_and_a_line_elsewhere(monkeypatch):
     streams.start_spinner("loading torch", seen)
     streams.stop_spinner()
     assert "loading torch" in seen.getvalue() and "…" not in seen.getvalue()
-    monkeypatch.setattr(streams, "LONG", 0.05)
+    monkeypatch.setattr(streams, "LONG_WAIT_SECONDS", 0.05)
     for stream, variable in ((io.StringIO(), "HOME"), (Terminal(), "CI")):
         monkeypatch.setenv(variable, "1")
         streams.start_spinner("loading torch", stream)

@@ -313,7 +313,7 @@ def test_what_others_change_is_seen(store, listed):
 def test_an_index_that_is_damaged_or_gone_is_made_again_in_silence(store, listed, call):
     rows, _ = listed()
     for how in (None, b"", b"[]", b"gz 1 00000000\n{}", bytes(9), "cut", "changed"):
-        for path in (store[0].path.parent / index.NAME.format(kind) for kind in ("status", "summary")):
+        for path in (store[0].path.parent / index.INDEX_NAME.format(kind) for kind in ("status", "summary")):
             whole = path.read_bytes()
             changed = {"cut": whole[: len(whole) // 2], "changed": whole.replace(b"finished", b"diverged")}
             path.unlink() if how is None else path.write_bytes(changed.get(how, how))

@@ -291,7 +291,7 @@ def test_a_signal_ends_the_waiting_for_another_process(trained, home, monkeypatc
     trained.meanwhile = lambda run: os.kill(os.getpid(), signal.SIGTERM)
     assert app.run(list(FOUR)) == 143
     (run,) = runs.all_runs()
-    monkeypatch.setattr(training, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(training, "STATUS_SECONDS", 0.0)
     run.update(state="interrupted")
     (record,) = home.glob("sweeps/*/sweep.json")
     record.unlink()

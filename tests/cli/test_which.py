@@ -207,7 +207,7 @@ def test_judging_is_in_proportion_to_the_training(leagues):
     which.run(Race(tuple("abcde"), terms(), 190.0))
     assert [job.n for *_, job in leagues] == [250, 500, 1000]
     assert [job.patience for *_, job in leagues] == pytest.approx([1, 2, 4])
-    assert {job.few for *_, job in leagues} == {which.FEW}
+    assert {job.few for *_, job in leagues} == {which.MIN_SLOW_SAMPLES}
 
 
 def test_the_judges_are_terms_of_the_race():
@@ -240,7 +240,10 @@ def test_too_few_images_for_the_judges_are_refused_with_the_number_that_suffices
 
 def test_few_colour_images_are_judged_by_the_published_network_alone(monkeypatch):
     few, many = (Facts(64, 64, 3, n) for n in (1440, 50_000))
-    for there, metrics in ((True, [("kid_lite",), (*which.JUDGES, "kid_lite")]), (False, [which.JUDGES] * 2)):
+    for there, metrics in (
+        (True, [("kid_lite",), (*which.LEAGUE_JUDGES, "kid_lite")]),
+        (False, [which.LEAGUE_JUDGES] * 2),
+    ):
         monkeypatch.setattr(which.networks, "is_installed", lambda there=there: there)
         assert [which.metrics_of(facts) for facts in (few, many)] == metrics
 

@@ -22,10 +22,19 @@ from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.labels import in_turns
 from gzcli.engine import sheets
 from gzcli.engine.log import Log
-from gzcli.engine.sheets import BETWEEN, CELL, GAP, HEAD, MARGIN, PAPER, Row, sheet
+from gzcli.engine.sheets import (
+    BLOCK_GAP,
+    CELL_SIDE,
+    HEADING_HEIGHT,
+    IMAGE_GAP,
+    PAPER_GREY,
+    SHEET_MARGIN,
+    Row,
+    sheet,
+)
 from gzcli.engine.trained import Trained
 from gzcli.judge import sample
-from gzcli.judge.sample import HIDDEN
+from gzcli.judge.sample import HIDDEN_GREY
 from gzcli.models import catalog
 from gzcli.models.base import flat_defaults
 from gzcli.store import jobs, runs
@@ -105,7 +114,7 @@ def shop(capsys, monkeypatch):
             return sample.run(jobs.read(folder), folder, CPU, Log())
 
         monkeypatch.setattr("gzcli.cli.jobs.do_job", here)
-        monkeypatch.setattr("gzcli.engine.sheets.SMOOTH", "NEAREST")  # so that pixels can be compared
+        monkeypatch.setattr("gzcli.engine.sheets.SMOOTH_FILTER", "NEAREST")  # so that pixels can be compared
         monkeypatch.setattr(sample, "load_trained", lambda *args: gz.trained)
         return gz
 
@@ -114,10 +123,10 @@ def shop(capsys, monkeypatch):
 
 def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) -> np.ndarray:
     """The small image [16, 16] at a place of a sheet, counted from its right edge: names on the left vary."""
-    step = CELL + GAP
-    top = MARGIN + (HEAD if marks else 0) + row * step
-    left = grid.shape[1] - MARGIN + GAP - (columns - column) * step
-    return grid[top : top + CELL : CELL // 16, left : left + CELL : CELL // 16]
+    step = CELL_SIDE + IMAGE_GAP
+    top = SHEET_MARGIN + (HEADING_HEIGHT if marks else 0) + row * step
+    left = grid.shape[1] - SHEET_MARGIN + IMAGE_GAP - (columns - column) * step
+    return grid[top : top + CELL_SIDE : CELL_SIDE // 16, left : left + CELL_SIDE : CELL_SIDE // 16]
 
 
 @pytest.mark.parametrize(("case", "do"), pairs())
@@ -154,15 +163,19 @@ def test_the_plain_call_of_every_application(shop, case, do):
     assert saved["labels"].shape == (FEW,) and saved["labels"].max() < len(gz.trained.info.classes)
     between = do in INPUTS or (do in ("reconstruct", "edit") and hasattr(gz.trained.model, "round_trip"))
     binary = case.levels == 2
-    marked = bool((grid[MARGIN + HEAD - 2] == PAPER).all())  # no image there: below headings
-    high = grid.shape[0] - 2 * MARGIN + GAP - HEAD * marked  # with a caption of a line or two
-    assert high // (CELL + GAP) == 2 + between
+    marked = bool(
+        (grid[SHEET_MARGIN + HEADING_HEIGHT - 2] == PAPER_GREY).all()
+    )  # no image there: below headings
+    high = (
+        grid.shape[0] - 2 * SHEET_MARGIN + IMAGE_GAP - HEADING_HEIGHT * marked
+    )  # with a caption of a line or two
+    assert high // (CELL_SIDE + IMAGE_GAP) == 2 + between
     for i in range(FEW):
         at = lambda row, i=i: cell(grid, row, i, columns=FEW, marks=marked)  # noqa: E731
         assert binary or (at(0) == test[i]).all()
         assert (at(1 + between) == outputs[i]).all()
         if do in ("inpaint", "complete"):  # what was hidden is grey, the rest is as it was
-            hidden = at(1) == HIDDEN
+            hidden = at(1) == HIDDEN_GREY
             assert 0.2 < hidden.mean() < 0.6 and (at(1)[~hidden] == at(0)[~hidden]).all()
             assert (outputs[i][~hidden] == at(0)[~hidden]).all()
 
@@ -308,8 +321,8 @@ def test_samples_have_their_labels_and_a_column_a_class(shop):
     assert saved.files == ["samples", "labels"] and saved["labels"].tolist() == [i % 10 for i in range(25)]
     # with a line of caption
     assert grid.shape == (
-        2 * MARGIN + 2 * HEAD + 3 * (CELL + GAP) - GAP,
-        2 * MARGIN + 10 * (CELL + GAP) - GAP,
+        2 * SHEET_MARGIN + 2 * HEADING_HEIGHT + 3 * (CELL_SIDE + IMAGE_GAP) - IMAGE_GAP,
+        2 * SHEET_MARGIN + 10 * (CELL_SIDE + IMAGE_GAP) - IMAGE_GAP,
     )
     assert (cell(grid, 1, 3, columns=10, marks=True) == saved["samples"][13, ..., 0]).all()
     result = gz("-n", "9", "--label", "3,7", "--npz")
@@ -335,31 +348,41 @@ def test_sheets_and_their_columns():
     image = np.full((3, 16, 16), 200, np.uint8)
     plain = sheet([[Row("", [image] * 3)]])
     named = sheet([[Row("source", [image] * 3, ["a", "b"])], [Row("result", [image])]])
-    assert plain.shape == (CELL + 2 * MARGIN, 3 * CELL + 2 * GAP + 2 * MARGIN, 3)
-    assert (plain[MARGIN : MARGIN + CELL, MARGIN : MARGIN + CELL] == 200).all()
-    assert named.shape[0] == plain.shape[0] + CELL + GAP + BETWEEN + HEAD
-    assert (named[:, : MARGIN + 30] < 128).any() and (named[:21] < 128).any()  # letters
+    assert plain.shape == (CELL_SIDE + 2 * SHEET_MARGIN, 3 * CELL_SIDE + 2 * IMAGE_GAP + 2 * SHEET_MARGIN, 3)
+    assert (
+        plain[SHEET_MARGIN : SHEET_MARGIN + CELL_SIDE, SHEET_MARGIN : SHEET_MARGIN + CELL_SIDE] == 200
+    ).all()
+    assert named.shape[0] == plain.shape[0] + CELL_SIDE + IMAGE_GAP + BLOCK_GAP + HEADING_HEIGHT
+    assert (named[:, : SHEET_MARGIN + 30] < 128).any() and (named[:21] < 128).any()  # letters
     big = sheet([[Row("", [np.zeros((1, 256, 256), np.uint8)])]])
-    assert big.shape == (256 + 2 * MARGIN, 256 + 2 * MARGIN, 1)
+    assert big.shape == (256 + 2 * SHEET_MARGIN, 256 + 2 * SHEET_MARGIN, 1)
     assert sheets.fit_text("ankle boot", 300) == "ankle boot" and sheets.fit_text("ankle boot", 40).endswith(
         "…"
     )
     half = np.repeat(np.array([0, 255], np.uint8), 8)[None, :, None].repeat(16, 2)
-    smooth, exact = (sheet([[Row("", [half], exact=e)]])[MARGIN:-MARGIN, MARGIN] for e in (False, True))
+    smooth, exact = (
+        sheet([[Row("", [half], exact=e)]])[SHEET_MARGIN:-SHEET_MARGIN, SHEET_MARGIN] for e in (False, True)
+    )
     assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4, "a mask is enlarged exactly"
     images = np.zeros((4, 1, 16, 16), np.uint8)
     plain, captioned = (
         sheets.of_samples(images, None, (), caption) for caption in ("", "vae · digits · step 700")
     )
     long = sheets.of_samples(images, None, (), " · ".join(["as many words as this"] * 3))
-    assert captioned.shape[0] == plain.shape[0] + HEAD and long.shape[0] == plain.shape[0] + 3 * HEAD
+    assert (
+        captioned.shape[0] == plain.shape[0] + HEADING_HEIGHT
+        and long.shape[0] == plain.shape[0] + 3 * HEADING_HEIGHT
+    )
     assert (captioned[: len(plain)] == plain).all() and (captioned[len(plain) :] < 200).any()
     images = np.zeros((72, 1, 16, 16), np.uint8)
     classes = [str(i) for i in range(36)]
     whole, short = (sheets.of_samples(images[:n], torch.arange(n) % 36, classes, "") for n in (72, 40))
-    high, wide = 3 * (HEAD + 2 * (CELL + GAP)) - GAP + 2 * BETWEEN, 12 * (CELL + GAP) - GAP
-    assert whole.shape[:2] == (high + 2 * MARGIN, wide + 2 * MARGIN)
-    assert short.shape[0] == whole.shape[0] - 2 * (CELL + GAP)
+    high, wide = (
+        3 * (HEADING_HEIGHT + 2 * (CELL_SIDE + IMAGE_GAP)) - IMAGE_GAP + 2 * BLOCK_GAP,
+        12 * (CELL_SIDE + IMAGE_GAP) - IMAGE_GAP,
+    )
+    assert whole.shape[:2] == (high + 2 * SHEET_MARGIN, wide + 2 * SHEET_MARGIN)
+    assert short.shape[0] == whole.shape[0] - 2 * (CELL_SIDE + IMAGE_GAP)
     assert [in_turns(64, k) for k in (0, 8, 10, 36, 100)] == [64, 64, 60, 72, 64]
 
 

@@ -44,8 +44,8 @@ def zoo(tmp_path, monkeypatch):
         (root / name).write_text(text)
         forget()
 
-    write("base.py", (catalog.ROOT / "base.py").read_text())
-    monkeypatch.setattr(catalog, "ROOT", root)
+    write("base.py", (catalog.MODELS_FOLDER / "base.py").read_text())
+    monkeypatch.setattr(catalog, "MODELS_FOLDER", root)
     return write
 
 
@@ -254,7 +254,7 @@ def test_outlines_keep_signatures_and_names_are_compared_loosely():
     e = refused("", catalog.card, "glwo")
     assert (e.message, e.hint) == ("there is no model `glwo`", "did you mean `glow`?")
     # what the quick reader leaves out is bodies alone
-    for path in catalog.ROOT.rglob("*.py"):
+    for path in catalog.MODELS_FOLDER.rglob("*.py"):
         text = path.read_text()
         assert heads(ast.parse(catalog.outline(text))) == heads(ast.parse(text)), path
 
@@ -274,7 +274,9 @@ def test_reading_the_zoo_is_quick_and_imports_nothing_heavy():
         "[resolve(name) for name in recipes()];"
         "print([m for m in ('torch', 'numpy', 'PIL', 'accelerate', 'rich', 'pydantic') if m in sys.modules])"
     )
-    out = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=catalog.ROOT.parents[1])
+    out = subprocess.check_output(
+        [sys.executable, "-c", code], text=True, cwd=catalog.MODELS_FOLDER.parents[1]
+    )
     assert out.strip() == "[]"
 
 

@@ -56,7 +56,7 @@ def _latest_start():
         if (key := repr(case)) not in latest:
             latest.clear()
             latest[key] = start(case)
-        torch.manual_seed(tools.SEED)
+        torch.manual_seed(tools.CONTRACT_SEED)
         return copy.deepcopy(latest[key])
 
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def test_contract(check, case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_scores_over_all_their_steps_know_nothing_of_their_batch(case, monkeypatch):
     """The check itself takes few."""
-    monkeypatch.setattr(tools, "FEW", {})
+    monkeypatch.setattr(tools, "FEW_OPTIONS", {})
     monkeypatch.setattr(tools, "SCORE_STEPS", 8)
     CHECKS["scores_do_not_depend_on_the_batch"](case)
 

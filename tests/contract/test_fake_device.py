@@ -231,7 +231,7 @@ class Paths:
         # one pixel after another takes long, and `complete` does a row of them
         if "complete" not in self.card.do or self.card.stages:
             yield "sample", TRAINED, self.sample
-        for choice in schema.listed(self.card.sample["sampler"].annotation) if self.sampled else ():
+        for choice in schema.literal_values(self.card.sample["sampler"].annotation) if self.sampled else ():
             few = {"steps": 2} | ({"repeats": 1} if "repeats" in self.card.sample else {})
             call = lambda choice=choice, few=few: self.sample(sampler=choice, **few)  # noqa: E731
             yield f"sample sampler={choice}", TRAINED, call
@@ -246,7 +246,7 @@ class Paths:
             yield "latents", TRAINED, self.latents
 
     def measure(self) -> None:
-        index = subset(self.t.pack.meta.counts["test"], model_figures.IMAGES)
+        index = subset(self.t.pack.meta.counts["test"], model_figures.MAX_TEST_IMAGES)
         images = Pick(self.t.pack, "test", index).batches(self.trained, size=50, seed=0)
         model_figures.measured_figures(SimpleNamespace(test_images=lambda *_: images), self)
 
@@ -278,7 +278,7 @@ class Paths:
     def validate(self) -> None:
         if self.t.metric and self.t.metric != "fd":
             with self.t.ema.evaluating():
-                validate.mean(self.trained, self.t.metric, self.t.images.pack)
+                validate.validation_mean(self.trained, self.t.metric, self.t.images.pack)
 
     def sample(self, **options: Any) -> None:
         sampler.draw(self.trained, 2, conditions=self.conditions, options=options)

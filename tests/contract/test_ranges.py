@@ -19,7 +19,7 @@ from gzcli.models.denoising.process import BETAS, PATHS
 from gzcli.models.denoising.samplers import TABLEAUX
 from gzcli.models.diffusion import ddpm
 from gzcli.models.score import sgm
-from gzcli.recipe.schema import in_range, listed
+from gzcli.recipe.schema import in_range, literal_values
 
 ZOO = [card for card in catalog.cards().values() if card.family != OUTSIDE]
 LEAST = (0, 1)  # of a range the least whole number is one of these
@@ -158,7 +158,7 @@ def test_choices_are_the_entries_of_their_table():
         ("ddpm", "loss_type", denoising.LOSSES),
     ):
         card = catalog.card(model)
-        assert listed((card.params | card.sample)[option].annotation) == list(table), (model, option)
+        assert literal_values((card.params | card.sample)[option].annotation) == list(table), (model, option)
     groups = (ddpm.SamplingOptions, ddpm.DiffusionOptions, sgm.SamplingOptions, sgm.PathOptions)
     for group in groups:
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -157,7 +157,7 @@ def test_colour_in_a_map_of_grey_images_is_not_dropped_unasked(tmp_path):
 
 
 def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "FEW", 5)  # by several processes
+    monkeypatch.setattr(stream, "MAX_IMAGES_IN_PROCESS", 5)  # by several processes
     monkeypatch.setattr(stream, "cores", lambda: 2)
     bad = {"3_in.png": b"x", "5_out.png": b"y", "7_in.png": b"z", "7_out.png": b"z"}
     folder = captioned(tmp_path / "set", TRIPLES | bad, ROWS)

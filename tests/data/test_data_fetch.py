@@ -31,11 +31,11 @@ from gzcli.core.errors import GzError, MissingError, UsageError, redacted
 from gzcli.core.units import size as in_words
 from gzcli.data.download import fetch as fetching
 from gzcli.data.download import http
-from gzcli.data.download.fetch import WEIGHTS, fetch, fetch_weights
+from gzcli.data.download.fetch import JUDGE_WEIGHTS, fetch, fetch_weights
 from gzcli.data.library import data_path, import_set, remove, verify
 from gzcli.data.sets.registry import SPECS, DataFile, is_fetched, locate, raw_dir
 from gzcli.launch import launcher
-from gzcli.metrics.metric import metrics, weights_of
+from gzcli.metrics.metric import metric_weights, metrics
 from gzcli.store import files, runs
 from gzcli.store.hub import INCEPTION
 from gzcli.store.paths import cache_dir
@@ -48,8 +48,8 @@ MD5 = hashlib.md5(DATA).hexdigest()
 def _quick(home, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(http, "BACKOFF", 0.01)
-    monkeypatch.setattr(http, "BLOCK", 1 << 12)
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(http, "BLOCK_BYTES", 1 << 12)
 
 
 @pytest.fixture
@@ -278,11 +278,11 @@ def test_killed_then_resumed(site):
     part = cache_dir("raw", "toy") / "a.bin.part"
     with serve(site, "hold") as server:
         process = child(server.url)
-        wait_for(lambda: http.size_of(part))
+        wait_for(lambda: http.file_bytes(part))
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
-        assert left_over() == ["a.bin.part"] and 0 < http.size_of(part) < len(DATA)
-        resumed(server, http.size_of(part))
+        assert left_over() == ["a.bin.part"] and 0 < http.file_bytes(part) < len(DATA)
+        resumed(server, http.file_bytes(part))
 
 
 def test_an_interrupt_keeps_what_came(site):
@@ -294,17 +294,17 @@ def test_an_interrupt_keeps_what_came(site):
         with pytest.raises(KeyboardInterrupt):
             fetch(spec_at(server.url), progress=interrupt)
         server.released.set()
-        size = http.size_of(raw_dir(spec_at()) / "a.bin.part")
+        size = http.file_bytes(raw_dir(spec_at()) / "a.bin.part")
         assert 0 < size <= len(DATA) // 2
         resumed(server, size)
 
 
 def test_what_fails_leaves_its_bytes_for_a_resume(site, monkeypatch):
-    monkeypatch.setattr(http, "TRIES", 1)
+    monkeypatch.setattr(http, "MAX_TRIES", 1)
     with serve(site, "cut", *["503"] * 8) as server:
         with pytest.raises(MissingError, match="503") as e:
             fetch(spec_at(server.url))
-        size = http.size_of(raw_dir(spec_at()) / "a.bin.part")
+        size = http.file_bytes(raw_dir(spec_at()) / "a.bin.part")
         assert f"to resume after {in_words(size)}" in e.value.hint and size == 50_000
         resumed(server, size)
 
@@ -440,7 +440,7 @@ def test_no_address_no_network(spec, monkeypatch):
 
 
 def test_linked_files_stay_where_they_are(spec, site, monkeypatch):
-    monkeypatch.setattr(fetching, "LARGE", 50_000)
+    monkeypatch.setattr(fetching, "ANNOUNCED_BYTES", 50_000)
     monkeypatch.chdir(site.parent)
     spec = replace(spec, files=spec.files[:1])
     (site / "train.tar").write_bytes(DATA[:-1] + b"?")
@@ -495,7 +495,7 @@ def test_a_large_need_is_told_first(site, monkeypatch):
     fetch(spec_at(), source=str(site), pack_size=10**6, say=said.append)
     assert said == []
     forget()
-    monkeypatch.setattr(fetching, "LARGE", 50_000)
+    monkeypatch.setattr(fetching, "ANNOUNCED_BYTES", 50_000)
     with serve(site, "404") as server, pytest.raises(MissingError):
         fetch(spec_at(server.url), pack_size=2 * 10**6, say=said.append)
     where = re.escape(str(raw_dir(spec_at())))
@@ -542,7 +542,7 @@ def weights(tmp_path):
 def published(monkeypatch, url: str) -> None:
     checksum = hashlib.sha256(BYTES).hexdigest()
     file = DataFile(INCEPTION, (f"{url}/there/{INCEPTION}",), len(BYTES), sha256=checksum)
-    monkeypatch.setitem(WEIGHTS, "inception", replace(WEIGHTS["inception"], file=file))
+    monkeypatch.setitem(JUDGE_WEIGHTS, "inception", replace(JUDGE_WEIGHTS["inception"], file=file))
 
 
 def test_a_cut_download_is_resumed_and_said(weights, monkeypatch):
@@ -567,7 +567,7 @@ def test_other_bytes_and_no_network_leave_nothing_but_advice(weights, monkeypatc
     place = cache_dir("weights", INCEPTION)
     assert error.value.hint == f"save the file as `{place}` or name it with `--weights FILE`"
     assert left_over("weights") == []
-    monkeypatch.setattr(http, "TRIES", 1)
+    monkeypatch.setattr(http, "MAX_TRIES", 1)
     with pytest.raises(MissingError, match="cannot be read"):  # nobody listens there any more
         fetch_weights("inception")
 
@@ -588,9 +588,9 @@ def test_a_mirror_comes_first_and_alone_when_offline(weights, monkeypatch, tmp_p
 
 
 def test_the_metrics_that_fetch_are_those_that_need_it():
-    assert weights_of(("fd", "kid")) == ["inception"] and weights_of(("fd", "kid_lenet")) == []
-    assert set(weights_of(metrics())) <= set(WEIGHTS)
-    for entry in WEIGHTS.values():  # at least the smallest network's bytes
+    assert metric_weights(("fd", "kid")) == ["inception"] and metric_weights(("fd", "kid_lenet")) == []
+    assert set(metric_weights(metrics())) <= set(JUDGE_WEIGHTS)
+    for entry in JUDGE_WEIGHTS.values():  # at least the smallest network's bytes
         if named := re.search(r"-([0-9a-f]{8})\.", entry.file.name):  # by how the checksum begins
             assert entry.file.sha256.startswith(named[1])
         assert entry.file.size > 50_000_000 and all(url.startswith("https://") for url in entry.file.urls)
@@ -663,7 +663,7 @@ def test_a_url_where_a_path_is_wanted(home):
 
 def test_doctor_and_download_show_no_secrets(home, monkeypatch, capsys):
     monkeypatch.setenv("GZ_MIRROR", "http://ann:pa55@127.0.0.1:9/data?token=S3cret")
-    monkeypatch.setattr(http, "BACKOFF", 0.0)
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.0)
     monkeypatch.setenv("GZ_API_TOKEN", "T0ken")
     run(["doctor", "--json"])
     shown = capsys.readouterr().out

@@ -38,7 +38,7 @@ from gzcli.data.packs import build, stream
 from gzcli.data.packs.open import crops_of, facts_of, open_pack
 from gzcli.data.readers import archive
 from gzcli.data.readers.folder import open_path, read_pictures
-from gzcli.data.readers.images import FORMATS, Block, walk
+from gzcli.data.readers.images import PILLOW_FORMATS, Block, walk
 from gzcli.data.readers.pictures import Decoding, decode
 from gzcli.data.sets.registry import Form, OwnSet, locate
 
@@ -93,7 +93,7 @@ def test_bad_folders(tmp_path):
 
 
 def test_colour_that_comes_late_is_not_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr("gzcli.data.readers.images.PROBES", 2)
+    monkeypatch.setattr("gzcli.data.readers.images.PROBED_IMAGES", 2)
     folder = write(tmp_path / "p", {f"{i}.png": png(90, mode="L") for i in range(9)} | {"7.png": png(RED)})
     with pytest.raises(UsageError, match=r"`7.png` has colours") as e:
         open_pack(folder)
@@ -272,7 +272,7 @@ def test_mixed_sizes_and_unreadable_pictures_are_one_error(tmp_path, monkeypatch
         e = refused(f"{mixed}3 images .*`0.png` .*`5.png` .*`7.png` .* HEIC", read, folder)
         assert "data.size=16" in e.hint and "replace or remove" in e.hint
     with monkeypatch.context() as patch:  # in a large set, headers only
-        patch.setattr(build, "LOADED", 0)
+        patch.setattr(build, "MAX_DECODED_BYTES", 0)
         refused(f"{mixed}2 images .*`0.png` .*`7.png` .* HEIC", open_pack, folder)
     import_set(folder, "readable", Form(skip_bad=True))
     assert "Also" not in refused("mixed sizes", open_pack, "readable").message
@@ -285,7 +285,7 @@ def test_worker_processes_pack_the_same(tmp_path, monkeypatch):
     import_set(folder, "one", Form(skip_bad=True))
     import_set(folder, "many", Form(skip_bad=True))
     one = open_pack("one")
-    monkeypatch.setattr(stream, "FEW", 10)
+    monkeypatch.setattr(stream, "MAX_IMAGES_IN_PROCESS", 10)
     monkeypatch.setattr(stream, "cores", lambda: 2)
     started = []
 
@@ -307,7 +307,7 @@ def die(block):
 def test_a_worker_that_is_killed(monkeypatch):
     monkeypatch.setattr(stream, "cores", lambda: 2)
     with pytest.raises(DeviceError, match="worker process was killed"):
-        list(stream.mapped(die, [Block("train", 0, b"x", "a")] * 200, 10_000))
+        list(stream.map_blocks(die, [Block("train", 0, b"x", "a")] * 200, 10_000))
 
 
 def test_arrays_follow_the_same_rules(tmp_path):
@@ -379,7 +379,7 @@ ESCAPES = [
 
 
 def test_archives_that_escape_or_explode(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "DENSE", 10_000_000)
+    monkeypatch.setattr(archive, "MAX_DENSE_BYTES", 10_000_000)
     for i, (make, named) in enumerate(ESCAPES):
         folder = tmp_path / f"{i}"
         folder.mkdir()
@@ -656,7 +656,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 
 def test_no_reader_starts_another_program(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript is started"))
     monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *_: pytest.fail("an EPS is opened"))
-    assert "EPS" not in FORMATS
+    assert "EPS" not in PILLOW_FORMATS
     for name in ("a.png", "a.eps"):
         with pytest.raises(MissingError, match="cannot be decoded: not a readable image"):
             decode(EPS, name, Decoding(8, 3))

@@ -27,7 +27,7 @@ from gzcli.data.packs.build import covering, rows_of, split_plan
 from gzcli.data.packs.open import facts_of, open_pack, peek
 from gzcli.data.packs.pack import record_data
 from gzcli.data.readers import embedded
-from gzcli.data.readers.embedded import MAKERS, SIDE, distance, matrices, pictures
+from gzcli.data.readers.embedded import DRAWING_SIDE, MAKERS, distance, matrices, pictures
 from gzcli.data.readers.images import Block, RawImages
 from gzcli.data.sets.labels import class_numbers
 from gzcli.data.sets.registry import SPECS, Form, data_key, find, names
@@ -347,16 +347,16 @@ def test_shapes_are_what_their_factors_say():
     """The form has its colour, its middle lies where it should, its area is as large as its radius says."""
     images, raw = made("shapes")
     truth = embedded.factors(216)
-    ink = np.array(list(embedded.COLOURS.values()))[truth.colour]
+    ink = np.array(list(embedded.FORM_COLOURS.values()))[truth.colour]
     inside = np.abs(images.astype(int) - ink[:, :, None, None]).max(1) < 12
     assert inside.reshape(216, -1).any(1).all() and raw.labels["train"].tolist() == truth.kind[:144].tolist()
     at = np.arange(32) - 15.5
     area = inside.sum((1, 2))
     center = np.stack([(inside * at).sum((1, 2)), (inside * at[:, None]).sum((1, 2))], 1) / area[:, None]
     symmetric = ("circle", "square", "cross", "star")
-    whole = np.isin(truth.kind, [embedded.KINDS.index(kind) for kind in symmetric])
+    whole = np.isin(truth.kind, [embedded.FORM_KINDS.index(kind) for kind in symmetric])
     assert np.abs(center - truth.center)[whole].max() < 0.5
-    round_ = truth.kind == embedded.KINDS.index("circle")
+    round_ = truth.kind == embedded.FORM_KINDS.index("circle")
     assert np.abs(np.sqrt(area[round_] / np.pi) - truth.radius[round_]).max() < 1.0
     assert set(raw.captions["train"][0].split()) >= {"red", "circle"}
 
@@ -390,7 +390,7 @@ def test_emoji_are_drawn_larger_where_the_font_is(monkeypatch):
     from matplotlib import font_manager
 
     assert [spec.size for spec in SPECS["emoji"].versions] == [32, 64, 128]
-    if any(path.endswith(embedded.FONT) for path in font_manager.findSystemFonts()):
+    if any(path.endswith(embedded.EMOJI_FONT) for path in font_manager.findSystemFonts()):
         drawn = embedded.draw_emoji(["\N{SNOWMAN}", "\N{DOG FACE}"], 64, embedded.emoji_font())
         assert drawn.shape == (2, 3, 64, 64) and (drawn < 200).any((1, 2, 3)).all()
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/fonts/Other.ttf"])
@@ -405,7 +405,7 @@ def test_factors_are_labels_of_the_same_images():
     truth, labels = embedded.factors(216), np.concatenate(list(raw.labels.values()))
     assert labels.shape == (216, len(embedded.FACTORS))
     assert SPECS["shapes-factors"].class_names == embedded.FACTORS
-    kinds, colours = len(embedded.KINDS), len(embedded.COLOURS)
+    kinds, colours = len(embedded.FORM_KINDS), len(embedded.FORM_COLOURS)
     assert (labels[:, :kinds].argmax(1) == truth.kind).all()
     assert (labels[:, kinds : kinds + colours].argmax(1) == truth.colour).all()
     left = labels[:, embedded.FACTORS.index("left")] == 1
@@ -414,8 +414,10 @@ def test_factors_are_labels_of_the_same_images():
 
 def test_a_form_is_turned_enlarged_and_made_bolder():
     """A bar 10 pixels wide and 2 high: turned by a quarter it stands; a pixel bolder it is 12 by 4."""
-    drawing = np.zeros((SIDE, SIDE), bool)
-    drawing[SIDE // 2 - 8 : SIDE // 2 + 8, SIDE // 2 - 40 : SIDE // 2 + 40] = True
+    drawing = np.zeros((DRAWING_SIDE, DRAWING_SIDE), bool)
+    drawing[
+        DRAWING_SIDE // 2 - 8 : DRAWING_SIDE // 2 + 8, DRAWING_SIDE // 2 - 40 : DRAWING_SIDE // 2 + 40
+    ] = True
     turns, size = np.array([0.0, np.pi / 2, 0.0]), np.full((3, 2), 8.0)
     forms = matrices(turns, np.zeros(3), size)
     drawings = pictures(distance(drawing), forms, np.zeros((3, 2)), np.array([0.0, 0, 1]), 20)

@@ -331,7 +331,7 @@ def test_by_name(name, tmp_path, monkeypatch):
     monkeypatch.delenv("GZ_OFFLINE")
     spec, labels, classes = publish(name, tmp_path / "site", monkeypatch)
     with serve(tmp_path / "site", "redirect", "503") as server:
-        monkeypatch.setattr("gzcli.data.download.http.BACKOFF", 0.01)
+        monkeypatch.setattr("gzcli.data.download.http.BACKOFF_SECONDS", 0.01)
         monkeypatch.setenv("GZ_MIRROR", server.url)
         fetch(name)
     packed = open_pack(name)

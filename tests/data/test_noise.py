@@ -56,7 +56,7 @@ def test_numbers_do_not_depend_on_the_batch_nor_on_the_parts(monkeypatch):
     whole = [getattr(ImageNoise(3, index), kind)(4, *shape) for kind in ("randn", "rand")]
     torch.set_num_threads(1)
     for memory in (2**20, 27, 10, 1):  # blocks of a part: all, those of an image, fewer than it has, one
-        monkeypatch.setattr(philox, "CACHED", memory)
+        monkeypatch.setattr(philox, "CACHED_BLOCKS", memory)
         for order in ([0, 1, 2, 3], [3, 1], [2]):
             part = [index[i] for i in order]
             for kind, expected in zip(("randn", "rand"), whole, strict=True):

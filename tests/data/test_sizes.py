@@ -28,11 +28,11 @@ from gzcli.data.packs.facts import Facts, measure, settings_lines
 from gzcli.data.packs.open import facts_of, open_pack, pack_options, peek, size_of
 from gzcli.data.readers.embedded import MAKERS
 from gzcli.data.readers.folder import open_path, read_pictures
-from gzcli.data.readers.images import FORMATS
+from gzcli.data.readers.images import PILLOW_FORMATS
 from gzcli.data.readers.pictures import Decoding, bucket, cropping, decode, look, notes_in_words, sides_of
 from gzcli.data.readers.publishers import PARSERS
 from gzcli.data.sets.registry import SPECS, locate
-from gzcli.engine.sheets import columns_of, grid
+from gzcli.engine.sheets import grid, grid_columns
 from gzcli.engine.validate import best_metric
 from gzcli.launch.plan import with_data
 from gzcli.metrics.classifier import turns
@@ -154,7 +154,7 @@ def test_buckets_have_no_more_pixels_and_the_nearest_ratio():
 
 def test_images_of_several_shapes_come_in_batches_of_one(tmp_path, monkeypatch):
     shapes = [(64, 64)] * 4 + [(40, 80)] * 12 + [(90, 50)] * 24  # height, width
-    monkeypatch.setattr(stream, "FEW", 2)  # packed by worker processes
+    monkeypatch.setattr(stream, "MAX_IMAGES_IN_PROCESS", 2)  # packed by worker processes
     files = {f"{i:02}.png": encoded(places(*shape, i)) for i, shape in enumerate(shapes)}
     folder = write(tmp_path / "photos", files)
     pack = open_pack(folder, size=64, fit="aspect")
@@ -260,7 +260,7 @@ def test_arrays_and_large_pictures_are_cut_too(tmp_path, monkeypatch):
         assert (pack.images("val")[:, :2] == places(24, 20, 0)[4:20, 2:18].transpose(2, 0, 1)[:2]).all()
         assert pack.images("train", uncut=True).shape[1:] == (3, 24, 20)
     assert open_pack(tmp_path / "a.npz").images("val").shape[1:] == (3, 24, 20)
-    monkeypatch.setattr(build, "LARGEST", 19)
+    monkeypatch.setattr(build, "MAX_UNRESIZED_SIDE", 19)
     pack = open_pack(folder_of(tmp_path, (20, 28)), patch=16)
     assert pack.meta.mixed and pack.meta.streamed and pack.meta.shape == (3, 16, 16)
     assert (pack.images("val")[:][:, :2] == places(20, 28, 0)[2:18, 6:22].transpose(2, 0, 1)[:2]).all()
@@ -373,7 +373,7 @@ def test_figures_of_images_that_are_not_square():
     assert turns((32, 32)) == (0, 1, 2, 3) and turns((32, 48)) == (0, 2)
     columns = {(64, 1): 8, (64, 2 / 3): 8, (20, 1): 5, (36, 1.5): 9, (17, 1): 5, (7, 1.5): 4, (2, 1): 2}
     for (n, ratio), wanted in (columns | {(1, 3): 1}).items():
-        assert columns_of(n, ratio) == wanted, "about square, in full rows"
+        assert grid_columns(n, ratio) == wanted, "about square, in full rows"
 
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -539,7 +539,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatc
     """By its header, whatever its format: one of a few bytes may claim any size."""
     Image.init()
     small, files = Image.new("RGB", (64, 64), RED), {}
-    for kind in (kind for kind in FORMATS if kind in Image.SAVE):  # this Pillow may not write all
+    for kind in (kind for kind in PILLOW_FORMATS if kind in Image.SAVE):  # this Pillow may not write all
         small.save(out := io.BytesIO(), kind)
         files[kind] = out.getvalue()
     assert len(files) > 4

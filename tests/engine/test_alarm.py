@@ -314,7 +314,7 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
         return -self.table.log().expand(len(x), -1, -1).gather(2, k[..., None]).view(len(x), *x.shape[2:])
 
     monkeypatch.setattr(Pixelwise, "map_nll", map_nll, raising=False)
-    monkeypatch.setattr(alarm, "SHOWN", 5)
+    monkeypatch.setattr(alarm, "SHEET_IMAGES", 5)
     for png in (False, True):
         result = judged(tmp_path, pictures, scores=("typicality",), fpr=0.15, maps=True, png=png)
         sides = ([row["file"] for row in result["files"] if row["flagged"] == side] for side in (True, False))

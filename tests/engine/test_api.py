@@ -128,7 +128,7 @@ def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.write_text(f'{alone}{code}gzcli.open_data("mnist", size=13)\n')
     mnist_in_the_cache(monkeypatch)
-    monkeypatch.setattr(stream, "FEW", 10)
+    monkeypatch.setattr(stream, "MAX_IMAGES_IN_PROCESS", 10)
     monkeypatch.setattr(stream, "cores", lambda: 2)
     monkeypatch.setattr(gzcli, "train", lambda *words, **options: run)
     main = sys.modules["__main__"]

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 def test_a_run_serves_the_average_that_validates_best_or_one_of_a_length(home, monkeypatch, capsys):
     """A flow with batch norms, whose statistics are found anew for each average."""
     monkeypatch.setattr(launcher, "run", in_process)
-    monkeypatch.setattr("gzcli.engine.averages.TRIED", (0.015, 0.05, 0.1))
-    monkeypatch.setattr("gzcli.engine.validate.VALIDATION", 50)
+    monkeypatch.setattr("gzcli.engine.averages.TRIED_LENGTHS", (0.015, 0.05, 0.1))
+    monkeypatch.setattr("gzcli.engine.validate.MAX_VALIDATION_IMAGES", 50)
 
     def ema(*words: str, code: int = 0) -> dict:
         assert app.run(["runs", "ema", run.id, "--json", *words]) == code
@@ -80,7 +80,7 @@ def test_what_has_no_average_or_no_snapshots_is_told(home, capsys):
 
 def test_a_damaged_or_foreign_snapshot_leaves_the_others_usable(home, monkeypatch, capsys):
     monkeypatch.setattr(launcher, "run", in_process)
-    monkeypatch.setattr("gzcli.engine.validate.VALIDATION", 20)
+    monkeypatch.setattr("gzcli.engine.validate.MAX_VALIDATION_IMAGES", 20)
     tree = recipe(FIRST["vae"], steps=12, sets=("train.ema=0.9", "train.ema_snapshots=6", "data.n=100"))
     run = fit(tree).run
     run.update(state="finished")

@@ -16,7 +16,7 @@ from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler, validate
 from gzcli.engine.__main__ import results_of
-from gzcli.engine.cadence import KEYS, Cadence, Pauses, Stop, count_steps, in_proportion, in_series
+from gzcli.engine.cadence import PAUSE_KEYS, Cadence, Pauses, Stop, count_steps, in_proportion, in_series
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
@@ -81,7 +81,7 @@ def test_a_run_of_minutes_ends_in_that_time(minutes, took, typed):
     pauses = Pauses(TrainSection(**typed), length, took, lambda steps: 6.0)
     takes = lambda step: now.__setitem__(0, now[0] + 0.1)  # noqa: E731
     steps = count_steps(takes, [Phase("main", [])], pauses, 0.0, lambda: now[0])
-    train = typed | {KEYS[kind]: steps for kind in pauses.last_only}
+    train = typed | {PAUSE_KEYS[kind]: steps for kind in pauses.last_only}
     costs = took | {"checkpoint": 0.1}
     life = Life(steps, 0.1, costs, **train)
     last = sum(cost for kind, cost in costs.items() if steps not in life.steps(kind))
@@ -151,7 +151,7 @@ def test_what_was_found_is_in_the_recipe():
     keys = "train.eval_every=null train.checkpoint_every=null train.sample_every=null train.best=auto"
     t = fit(recipe(FIRST["vae"], steps=6, sets=tuple(keys.split())))
     section = t.run.tree()["train"]
-    assert all(section[key] >= 1 for key in KEYS.values())
+    assert all(section[key] >= 1 for key in PAUSE_KEYS.values())
     out = results_of(t.run)
     assert out["picture"].endswith("00000006.png") and out["figures"].keys() == {"val_bpd"}
     assert out["best"]["metric"] == "bpd"
@@ -208,7 +208,7 @@ def test_patience_ends_a_training_that_does_not_improve(monkeypatch):
     """After three validations without a new best; a resumed run counts those before. The end is recorded, a
     resume ends there too, with the same rate of learning, and the best weights are served."""
     losses = iter([3.0, 2.0, 4.0, 2.5, 2.0, 1.0])
-    monkeypatch.setattr(validate, "mean", lambda *_: next(losses))
+    monkeypatch.setattr(validate, "validation_mean", lambda *_: next(losses))
     sets = ("train.eval_every=2", "train.best=loss", "train.patience=3")
     tree = recipe(FIRST["vae"], steps=12, sets=sets)
     first = trainer(tree)
@@ -252,7 +252,7 @@ def test_what_was_best_is_served_where_validation_has_risen(monkeypatch):
     for losses, served in cases.items():
         said.clear()
         values = iter(losses)
-        monkeypatch.setattr(validate, "mean", lambda *_, values=values: next(values))
+        monkeypatch.setattr(validate, "validation_mean", lambda *_, values=values: next(values))
         run = fit(recipe(FIRST["vae"], steps=10, sets=sets)).run
         run.update(state="finished")
         assert load_trained(run, "cpu").step == served and run.served == (served if served < 10 else None)

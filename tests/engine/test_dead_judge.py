@@ -74,7 +74,7 @@ def test_a_training_chooses_its_best_without_a_dead_judge(extra, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
     sets = ("train.eval_every=2", "train.best=fd", "data.n=100")
-    monkeypatch.setattr(validate, "VALIDATION", 40)
+    monkeypatch.setattr(validate, "MAX_VALIDATION_IMAGES", 40)
     gan = fit(recipe(FIRST["dcgan"], steps=4, sets=sets))
     vae = fit(recipe(FIRST["vae"], steps=4, sets=sets))
     assert vae.run.best.metric == ("fd_lite" if extra else "bpd")

@@ -66,7 +66,7 @@ def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
             t.step(number)
     flops, kernels = forecast.work_of(part_of(tree), t.info)
     assert flops == pytest.approx(real.get_total_flops() / steps, rel=1e-6) and kernels > 10
-    monkeypatch.setattr(forecast, "SHORT", 1)
+    monkeypatch.setattr(forecast, "MAX_SHORT_STEPS", 1)
     before = {name: value.clone() for name, value in t.model.state_dict().items() if torch.is_tensor(value)}
     speed = forecast.speed_of(t.trained.model, t.batches.at(0), t.part, t.accelerator, t.log)
     assert speed.flops == pytest.approx(flops, rel=1e-6)
@@ -77,7 +77,7 @@ def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
 def test_an_image_and_a_likelihood_of_an_untrained_model_are_timed(home, tmp_path, monkeypatch):
     """Of a prior on its tokenizer, of a bound with classes, of no likelihood that is not asked for."""
     names, draws = ("transformer", "cvae", "fm", "dcgan"), ("samples", "exact", "bound")
-    monkeypatch.setattr(forecast, "SAMPLED", 6)
+    monkeypatch.setattr(forecast, "TIMED_SAMPLES", 6)
     rows = []
     for name in names:
         case = FIRST[name]
@@ -94,7 +94,7 @@ def test_an_image_and_a_likelihood_of_an_untrained_model_are_timed(home, tmp_pat
 
 def test_scores_of_an_untrained_model_are_timed(home, tmp_path, monkeypatch):
     """With their fits and the map of `local`; `ratio` needs a background run, so its cost is unknown."""
-    monkeypatch.setattr(forecast, "SAMPLED", 12)
+    monkeypatch.setattr(forecast, "TIMED_SAMPLES", 12)
     names = {"vae": ("elbo", "typicality", "local"), "fm": ("recon", "path", "local"), "dcgan": ("knn",)}
     names["glow"] = ("ratio",)
     rows = [
@@ -142,7 +142,7 @@ def test_a_trial_finds_size_time_and_memory_by_few_images(home, tmp_path, monkey
             return 0.5, 0.1
 
     monkeypatch.setattr(forecast, "Trial", Fixed)
-    for flops, few in ((1e6, 256), (8 * devices.KINDS["cpu"].flops, 32), (1e18, 1)):
+    for flops, few in ((1e6, 256), (8 * devices.DEVICE_KINDS["cpu"].flops, 32), (1e18, 1)):
         result = forecast.try_step(part, setup.info, {}, flops, CPU)
         assert images[-1] == few and result["seconds"] == pytest.approx(0.5 * 256 / few + 0.1)
 

@@ -15,7 +15,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.engine import guidance
 from gzcli.engine.__main__ import results_of
 from gzcli.engine.checkpoint import read_weights
-from gzcli.engine.guidance import SCALES, Figures
+from gzcli.engine.guidance import GUIDANCE_SCALES, Figures
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.metrics.features import lenet
@@ -91,11 +91,11 @@ def chosen(monkeypatch):
 
 def test_scales_are_tried_until_one_is_worse(chosen):
     tried, calls = chosen(1.3)
-    assert [one.guidance for one in tried] == list(SCALES[:4])
+    assert [one.guidance for one in tried] == list(GUIDANCE_SCALES[:4])
     assert min(tried, key=lambda one: one.score(1)).guidance == 1.3
     assert all((one["steps"], one["sampler"]) == (6, "adams") for one in calls), "few steps"
-    assert [one.guidance for one in chosen(1.0)[0]] == list(SCALES[:2])
-    assert [one.guidance for one in chosen(9.0)[0]] == list(SCALES)
+    assert [one.guidance for one in chosen(1.0)[0]] == list(GUIDANCE_SCALES[:2])
+    assert [one.guidance for one in chosen(9.0)[0]] == list(GUIDANCE_SCALES)
 
 
 def test_a_short_training_chooses_by_fewer_samples():
@@ -115,7 +115,7 @@ def test_training_images_make_up_what_validation_lacks():
     both, of = guidance.reference(pack(val=144, train=1298))
     assert of == "144 validation and 356 training images" and both.sum() == 4 * 356 and len(both) == 500
     both, of = guidance.reference(pack(val=9000, train=1298))
-    assert of == "validation images" and len(both) == guidance.VALIDATION and not both.any()
+    assert of == "validation images" and len(both) == guidance.MAX_VALIDATION_IMAGES and not both.any()
     both, of = guidance.reference(pack(val=20, train=200))
     assert of == "20 validation and 200 training images" and len(both) == 220
 
@@ -129,7 +129,7 @@ def test_a_judge_that_distinguishes_nothing_chooses_nothing(monkeypatch):
     run = fit(recipe(FIRST["fm"], steps=2, sets=LABELLED)).run
     assert run.status().get("guidance") is None
     assert "guidance 1 is kept: the training is too short to choose it" in said
-    monkeypatch.setattr(guidance, "IMAGES", 0.1)
+    monkeypatch.setattr(guidance, "IMAGE_COST", 0.1)
     run = fit(recipe(FIRST["fm"], steps=2, sets=LABELLED)).run
     assert run.status().get("guidance") is None
     dead = "the judge network `lenet` did not learn its classes (accuracy 11% on test images, 10% by chance)"
@@ -139,7 +139,7 @@ def test_a_judge_that_distinguishes_nothing_chooses_nothing(monkeypatch):
 def test_the_choice_is_kept_with_the_weights_and_shown(monkeypatch):
     figures = [Figures(1.0, 9.0, 0.5, 0.5), Figures(1.3, 5.0, 0.5, 0.7)]
     monkeypatch.setattr(guidance, "choose", lambda *_: figures)
-    monkeypatch.setattr(guidance, "IMAGES", 0.1)
+    monkeypatch.setattr(guidance, "IMAGE_COST", 0.1)
     said = []
     monkeypatch.setattr(Log, "info", lambda self, text, **_: said.append(text))
     run = fit(recipe(FIRST["fm"], steps=3, sets=LABELLED)).run

@@ -12,7 +12,7 @@ from gzcli.data.packs.batches import quantise, scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import sampler
 from gzcli.engine.checkpoint import Saved, save_weights, weights_of
-from gzcli.engine.prepared import MEASURED, new_space
+from gzcli.engine.prepared import MEASURED_IMAGES, new_space
 from gzcli.engine.trained import load_trained
 from gzcli.judge.scores import Scorer, choose
 from gzcli.store import runs
@@ -61,7 +61,7 @@ def test_latents_have_mean_0_and_deviation_1_and_decode_to_what_was_encoded(toke
     assert z.dtype == torch.float16
     assert len(z) == len(t.pack.images("train"))
     assert len(t.images.pack.images("val")) == len(t.pack.images("val"))
-    assert len(z) <= MEASURED  # so that all of them were measured
+    assert len(z) <= MEASURED_IMAGES  # so that all of them were measured
     assert z.float().mean((0, 2, 3)).abs().max() < 2e-3 and (z.float().std((0, 2, 3)) - 1).abs().max() < 2e-3
     batch = t.batches.at(3)
     x = quantise(torch.from_numpy(np.asarray(t.pack.images("train")[batch.index.numpy()])), 17)

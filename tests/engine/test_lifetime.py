@@ -105,8 +105,8 @@ def test_what_is_ignored_stays_ignored(monkeypatch):
 @pytest.fixture
 def heard(monkeypatch):
     """Signals are heard as an engine hears them, until the test is over; also what `nohup` ignores."""
-    before = {signum: signal.getsignal(signum) for signum in signals.ENDING}
-    for signum in signals.ENDING:
+    before = {signum: signal.getsignal(signum) for signum in signals.ENDING_SIGNALS}
+    for signum in signals.ENDING_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     monkeypatch.setattr(cadence, "_heard", [])
     yield cadence._heard
@@ -130,7 +130,7 @@ def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
     (tmp_path / "stop").write_text("2")
     assert watcher.signal(2) == 2
     (tmp_path / "stop").unlink()
-    monkeypatch.setattr(cadence, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(cadence, "CLOCK_SECONDS", 0.0)
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     monkeypatch.setenv("GZ_PARENT", str(child.pid))
     watcher = stop(tmp_path)
@@ -147,7 +147,7 @@ def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
 def launcher(monkeypatch, tmp_path):
     """launcher(function): the exit code of accelerate's launcher, were it that function."""
     register = signal.signal
-    before = {signum: signal.getsignal(signum) for signum in signals.ENDING}
+    before = {signum: signal.getsignal(signum) for signum in signals.ENDING_SIGNALS}
 
     def call(function) -> int:
         monkeypatch.setattr("runpy.run_module", lambda *words, **options: function())
@@ -196,7 +196,7 @@ def test_no_process_is_left(run, monkeypatch):
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(0, flush=True); time.sleep(99)"
     started = f"subprocess.Popen([sys.executable, '-c', {code!r}], start_new_session=True)"
     outer = f"import subprocess, sys; {started}.wait()"
-    monkeypatch.setattr(launch, "PATIENCE", 0.3)
+    monkeypatch.setattr(launch, "KILL_SECONDS", 0.3)
     monkeypatch.delattr(os, "killpg")  # as on Windows
     child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, start_new_session=True)
     child.stdout.readline()
@@ -253,8 +253,8 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
         monkeypatch.delattr(signal, name)
     monkeypatch.delattr(os, "sysconf")
     try:
-        assert [signals.name_of(s) for s in importlib.reload(signals).ENDING] == ["SIGTERM", "SIGINT"]
-        assert signals.name_of(99) == "signal 99"
+        assert [signals.signal_name(s) for s in importlib.reload(signals).ENDING] == ["SIGTERM", "SIGINT"]
+        assert signals.signal_name(99) == "signal 99"
         assert forecast.host_memory() > 1 << 28
         child = subprocess.Popen(SLEEP)
         monkeypatch.delattr(os, "killpg")
@@ -287,7 +287,7 @@ def sends(run, monkeypatch):
 
 def test_a_second_signal_or_one_before_the_first_step_does_not_wait(run, sends, monkeypatch, capfd):
     run.update(stepping=True)
-    monkeypatch.setattr(launch, "GRACE", 600)
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 600)
     sends(signal.SIGINT, signal.SIGINT)
     since = time.monotonic()
     with pytest.raises(Interrupted, match="stopped by SIGINT; there is no checkpoint yet"):
@@ -297,7 +297,7 @@ def test_a_second_signal_or_one_before_the_first_step_does_not_wait(run, sends, 
     # there is nothing to save while the engine loads and prepares; later it gets time for a checkpoint
     sends(signal.SIGINT)
     for stepping, grace in ((False, 600), (True, 0.5)):
-        monkeypatch.setattr(launch, "GRACE", grace)
+        monkeypatch.setattr(launch, "GRACE_SECONDS", grace)
         run.update(stepping=stepping)
         since = time.monotonic()
         e = refused("", launch.run, run.path, launch.Plan(), launcher=False, error=Interrupted)

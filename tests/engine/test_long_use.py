@@ -43,12 +43,12 @@ def test_the_curve_of_a_long_run_is_that_of_all_its_lines(tmp_path, monkeypatch)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.json").write_text('{"metric": "bpd", "value": 2, "step": 50}')
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "LARGE", 1 << 40)
+        patch.setattr(metrics, "MAX_LINES", 1 << 40)
         whole, last = metrics.metric_lines(tmp_path), metrics.last_figures(Run(tmp_path))
         curve = metrics.curve_of(Run(tmp_path))
         losses = metrics.Curve.of("loss", metrics.curves(whole)["loss"])
-    monkeypatch.setattr(metrics, "LARGE", 1_000)
-    monkeypatch.setattr(metrics, "SOME", 500)
+    monkeypatch.setattr(metrics, "MAX_LINES", 1_000)
+    monkeypatch.setattr(metrics, "SPACED_LINES", 500)
     some = metrics.metric_lines(tmp_path)
     assert len(whole) == 8_020 and len(some) < 2000 and some[-1] == whole[-1]
     assert metrics.curve_of(Run(tmp_path)) == curve and metrics.last_figures(Run(tmp_path)) == last
@@ -57,15 +57,15 @@ def test_the_curve_of_a_long_run_is_that_of_all_its_lines(tmp_path, monkeypatch)
     assert [line["step"] for line in some] == sorted(line["step"] for line in some)
     assert list(metrics.every_line(tmp_path)) == whole
     write(tmp_path, 12_000, 1)
-    monkeypatch.setattr(metrics, "LARGE", 1_000)
-    monkeypatch.setattr(metrics, "MANY", 500)
+    monkeypatch.setattr(metrics, "MAX_LINES", 1_000)
+    monkeypatch.setattr(metrics, "MAX_VALIDATION_LINES", 500)
     since = time.process_time()
-    assert 500 < len(metrics.metric_lines(tmp_path)) < 2 * metrics.SOME + 1500
+    assert 500 < len(metrics.metric_lines(tmp_path)) < 2 * metrics.SPACED_LINES + 1500
     assert time.process_time() - since < 0.5
 
 
 def test_a_log_is_rotated(tmp_path, monkeypatch):
-    monkeypatch.setattr(logs, "FULL", 1000)
+    monkeypatch.setattr(logs, "MAX_LOG_BYTES", 1000)
     log = Log(tmp_path, mode="quiet")
     for i in range(100):
         log.info(f"line {i} " + "x" * 50)

@@ -251,7 +251,7 @@ def test_fits_are_made_once(home, trained, tmp_path, monkeypatch):
 
 def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tmp_path, monkeypatch):
     """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""
-    monkeypatch.setattr("gzcli.judge.images.FIT", 12)
+    monkeypatch.setattr("gzcli.judge.images.FITTED_IMAGES", 12)
     model = DDPM.of(trained.info, channels=8, mult=(1,), attention=(), timesteps=20)
     fake_run(tmp_path, monkeypatch, scores, model=model, name="ddpm")
     jobs = [job(run="ddpm", scores=("recon",), n=12, options={"pixels": pixels}) for pixels in (False, True)]
@@ -295,7 +295,7 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     refused("defines its own data sets", scoring.benchmark_of, "openood-mnist", "cifar10", ())
     refused("there is no benchmark `openood`", scoring.benchmark_of, "openood", None, ())
     with pytest.raises(MissingError, match="no out-of-distribution data set"):
-        scoring.at_hand(benchmark, DataSection(size=32, channels=3), out.info)
+        scoring.foreign_sets(benchmark, DataSection(size=32, channels=3), out.info)
     messages = capsys.readouterr().err
     assert all(f"`{name}`" in messages for name in (*benchmark.near, *benchmark.far))
     assert "gz data download" in messages

@@ -82,7 +82,7 @@ def test_rates_are_measured_once_and_kept(tmp_path, monkeypatch):
     """By processes too: all ranks of a run have to choose alike."""
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr(rates, "measured", lambda types: calls.append(types) or RATES)
+    monkeypatch.setattr(rates, "measured_rates", lambda types: calls.append(types) or RATES)
     rates._stored.cache_clear()
     try:
         assert rates.cpu_rates("a CPU") == RATES
@@ -96,7 +96,7 @@ def test_rates_are_measured_once_and_kept(tmp_path, monkeypatch):
 def test_measured_rates_are_plausible():
     before = torch.get_num_threads()
     with torch.inference_mode():  # as a sampler asks for them
-        speeds = rates.measured(("fp32",))["fp32"]
+        speeds = rates.measured_rates(("fp32",))["fp32"]
     assert speeds.keys() == rates.WORK.keys() and all(0.05 < rate < 5_000 for rate in speeds.values())
     assert torch.get_num_threads() == before
 
@@ -186,7 +186,7 @@ def test_channels_last_changes_no_result(monkeypatch):
     """As on a GPU; a checkpoint from where convolutions lie otherwise fits."""
     model, batch = started(FM)
     twin = copy.deepcopy(model)
-    monkeypatch.setattr(devices, "kind_of", lambda device: devices.KINDS["cuda"])
+    monkeypatch.setattr(devices, "device_kind", lambda device: devices.DEVICE_KINDS["cuda"])
     to_device(twin, CPU)
     weights = [m.weight for m in twin.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)

@@ -22,7 +22,7 @@ from zoo import FIRST, Case, first_of_families, one_a_family
 from gzcli.core import devices
 from gzcli.core.errors import DeviceError
 from gzcli.core.sections import LaunchSection
-from gzcli.docs.page import ROOT as DOCS
+from gzcli.docs.text import DOCS_FOLDER as DOCS
 from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.recipe.yaml import dump

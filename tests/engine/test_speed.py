@@ -24,7 +24,7 @@ from gzcli.data.packs.batches import Ahead, TrainBatches, reader
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import forecast
 from gzcli.engine import step as steps
-from gzcli.engine.cadence import RESERVE, TIMED, WARM_UP, Pauses, count_steps
+from gzcli.engine.cadence import RESERVE_SHARE, TIMED_STEPS, WARM_UP, Pauses, count_steps
 from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
 from gzcli.engine.pictures import training_speed
 from gzcli.launch import launcher
@@ -95,7 +95,7 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
 
 
 def test_a_run_records_its_speed(monkeypatch):
-    monkeypatch.setattr(forecast, "SHORT", 1)
+    monkeypatch.setattr(forecast, "MAX_SHORT_STEPS", 1)
     t = fit(recipe(VAE, steps=3))
     flops = forecast.work_of(t.part, t.info).flops
     for line in lines(t.run.path / "metrics.jsonl"):
@@ -115,8 +115,8 @@ def test_minutes_wait_for_the_device_at_both_ends():
 
     pauses = Pauses(TrainSection(), 60_000.0, {})
     count = count_steps(done.append, [Phase("main", [])], pauses, base, clock)
-    assert readings == [0, WARM_UP, WARM_UP + TIMED, WARM_UP + TIMED]
-    assert count == int((1 - RESERVE) * 60_000 - WARM_UP - TIMED)
+    assert readings == [0, WARM_UP, WARM_UP + TIMED_STEPS, WARM_UP + TIMED_STEPS]
+    assert count == int((1 - RESERVE_SHARE) * 60_000 - WARM_UP - TIMED_STEPS)
 
 
 def batches() -> TrainBatches:

@@ -202,13 +202,13 @@ def test_only_the_images_that_are_trained_on_are_prepared(trained, path):
 
 def test_preparation_takes_a_share_of_the_time(trained, path, monkeypatch):
     """As many images as the share allows, at least a batch; the number is in both files of the run."""
-    monkeypatch.setattr("gzcli.engine.prepared.PREPARATION", 1e-9)
+    monkeypatch.setattr("gzcli.engine.prepared.PREPARATION_SHARE", 1e-9)
     run = make(path, f"stages.tokenizer={trained.id}", "train.minutes=0.01")
     prior = run.stage("prior")
     with monkeypatch.context() as patch:
         patch.setattr("gzcli.engine.__main__.steps_of_minutes", lambda *args: sys.exit(9))
         assert main(run.path) != 0
-    monkeypatch.setattr("gzcli.engine.prepared.PREPARATION", 0.4)
+    monkeypatch.setattr("gzcli.engine.prepared.PREPARATION_SHARE", 0.4)
     assert main(run.path) == 0, "a second attempt uses the images that the first one prepared"
     assert np.load(prior.path / "prepared" / "codes.npy").any(1).sum() == 64
     assert prior.tree()["data"]["n"] == run.tree()["stages"]["prior"]["data"]["n"] == 64

@@ -201,13 +201,13 @@ def test_rates_and_settings_of_phases():
     assert optim.factor(OptimSection(schedule="constant"), 75, 100) == 1
     phases = [Phase("critic", []), Phase("generator", [])]
     common = OptimSection(name="adam", lr=1.0)
-    settings = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
+    settings = optim.phase_settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
     assert (settings["critic"].lr, settings["generator"].lr) == (2.0, 1.0)
-    refused("has no phase", optim.settings, replace(common, phases={"critc": {"lr": 2.0}}), phases)
+    refused("has no phase", optim.phase_settings, replace(common, phases={"critc": {"lr": 2.0}}), phases)
     # the recipe of `diffae` sets the rate of a classifier, which it lacks without labels
     possible = catalog.phases(catalog.card("diffae"))
     section = replace(common, phases={"classifier": {"lr": 2.0}})
-    assert optim.settings(section, phases[:1], possible).keys() == {"critic"}
+    assert optim.phase_settings(section, phases[:1], possible).keys() == {"critic"}
 
 
 def shipped(model: str, *sets: str):
@@ -307,7 +307,7 @@ def test_denoisers_are_chosen_by_their_samples(monkeypatch):
     monkeypatch.setattr(
         validation.sampler, "draw", lambda t, n, **how: (sizes.append(n), draw(t, n, **how))[1]
     )
-    monkeypatch.setattr(validation, "SAMPLES", 12)
+    monkeypatch.setattr(validation, "SLOW_SAMPLES", 12)
     packs = {"pack": t.pack, "data": t.images.pack, "net": lenet(t.pack), "warn": silent}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -14,7 +14,7 @@ import gzcli
 from gzcli.api import LoadedRun
 from gzcli.core.errors import UsageError
 from gzcli.data.library import import_set
-from gzcli.data.packs.facts import FEW, Facts
+from gzcli.data.packs.facts import MAX_FEW_IMAGES, Facts
 from gzcli.data.packs.open import facts_of, open_pack
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import locate
@@ -172,7 +172,9 @@ def test_one_rule_says_which_sets_a_published_network_judges(name, judges, sets,
 
 
 def too_many(facts: Facts | PackMeta) -> dict[str, object]:
-    return {"n": FEW + 1} if isinstance(facts, Facts) else {"counts": {"train": FEW + 1}}
+    return (
+        {"n": MAX_FEW_IMAGES + 1} if isinstance(facts, Facts) else {"counts": {"train": MAX_FEW_IMAGES + 1}}
+    )
 
 
 def test_other_images_are_read_in_the_scale_of_the_run(runs_of, tmp_path):

@@ -48,7 +48,9 @@ Cache = Callable[[Path, pytest.MonkeyPatch, list[str]], Use]
 
 
 def rates_of_cpu(home: Path, patch: pytest.MonkeyPatch, said: list[str]) -> Use:
-    patch.setattr(rates, "measured", lambda types: {kind: dict.fromkeys(rates.WORK, 80.0) for kind in types})
+    patch.setattr(
+        rates, "measured_rates", lambda types: {kind: dict.fromkeys(rates.WORK, 80.0) for kind in types}
+    )
 
     def use() -> object:
         rates._stored.cache_clear()  # as another process

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from test_killed import TRAIN, left_over, run_a, unreadable, weights
 
 from gzcli.cli.app import as_error
-from gzcli.core.errors import SPACE
+from gzcli.core.errors import SPACE_HINT
 from gzcli.core.units import size
 from gzcli.data.sets import registry
 from gzcli.engine.pictures import pyplot, save_figure
@@ -81,7 +81,7 @@ def test_a_file_beyond_the_quota_is_a_message_and_leaves_nothing(name, tmp_path)
     with pytest.raises(OSError) as caught, largest(200):
         WRITERS[name](path)
     error = as_error(caught.value)
-    assert (error.code, error.message) == (3, f"`{path}`: file too large") and SPACE in error.hint
+    assert (error.code, error.message) == (3, f"`{path}`: file too large") and SPACE_HINT in error.hint
     assert list(tmp_path.iterdir()) == []
     WRITERS[name](path)
     assert list(tmp_path.iterdir()) == [path]

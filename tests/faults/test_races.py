@@ -19,7 +19,7 @@ from gzcli.data.packs.open import Use, open_pack
 from gzcli.data.sets.registry import locate
 from gzcli.launch import launcher, plan
 from gzcli.store import claims, files, runs, start
-from gzcli.store.files import part_path, sweep
+from gzcli.store.files import part_path, remove_leftovers
 from gzcli.store.run_folder import Run
 
 DEAD = 2**22 + 1  # beyond the numbers that Linux gives to processes
@@ -247,11 +247,11 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, monkey
     for file in (*mine, *old):
         file.write_text("x")
     (tmp_path / f".d.{files._machine()}.{DEAD}.3.part").mkdir()
-    sweep(tmp_path, tmp_path / "none")
+    remove_leftovers(tmp_path, tmp_path / "none")
     assert sorted(tmp_path.iterdir()) == sorted(mine)
     os.utime(day, (0, 0))  # of a machine that we cannot look into: after a day
     os.utime(parent, (0, 0))  # older than the process that has its number now
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted({*mine} - {day, parent})
 
 
@@ -285,7 +285,7 @@ with files.lock(run.lock):
 
 def test_an_engine_is_not_killed_while_it_saves(broken, monkeypatch):
     """Its launcher is gone, and it takes longer than `gz` waits for a step."""
-    monkeypatch.setattr(launcher, "GRACE", 0.5)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(launcher, "command", lambda *_, **__: [sys.executable, "-c", SAVES, str(broken.path)])
     with pytest.raises(Interrupted, match="checkpoint saved"):
         launcher.run(broken.path, launcher.Plan(), launcher=True)
@@ -307,7 +307,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 
 def test_a_stopped_rank_of_a_dead_launcher_is_ended(broken, monkeypatch):
     """It has a session of its own, so it is neither in the tree nor in the group of processes any more."""
-    monkeypatch.setattr(launcher, "PATIENCE", 0.5)
+    monkeypatch.setattr(launcher, "KILL_SECONDS", 0.5)
     words = [sys.executable, "-c", ORPHAN, "launcher", ORPHAN, start.SCRIPT, str(broken.path)]
     monkeypatch.setattr(launcher, "command", lambda *_, **__: words)
     with pytest.raises(DeviceError, match="SIGKILL"):

@@ -35,7 +35,7 @@ from gzcli.metrics.alarms import choice, cross, patches, pca
 from gzcli.metrics.alarms.alarm import Alarm, calibrate
 from gzcli.metrics.alarms.fitted import Fitted, reduced, sides
 from gzcli.metrics.alarms.local import fit_local, smooth
-from gzcli.metrics.alarms.methods import DEFAULT, METHODS
+from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS
 from gzcli.metrics.detection import detection as figures_of
 
 RATE = 0.02
@@ -148,7 +148,7 @@ def rows(of: Inspected, only: list[str] | None) -> Iterator[Row]:
         if name in FEW_LINES:
             calibrated = cross.cross(of.train, FEW_LINES[name], folds=5)
         else:
-            alarm = calibrate(of.train, DEFAULT if name == "default" else name, needed=needed)
+            alarm = calibrate(of.train, DEFAULT_METHOD if name == "default" else name, needed=needed)
             calibrated = alarm.calibrated
             settings = {"method": alarm.choice.method, **calibrated.models[0].parameters}
         yield figures(of, calibrated, name) | {
@@ -191,7 +191,7 @@ def hindsight(of: Inspected) -> Iterator[Row]:
 
     every = [(share(*scores), name, how) for name, how, scores in every_score(of)]
     best, name, settings = max(every, key=lambda row: row[0])
-    default = METHODS[DEFAULT].fit(of.train)
+    default = METHODS[DEFAULT_METHOD].fit(of.train)
     detected = share(default.score(of.good), default.score(of.bad))
     yield {
         "set": of.name,
@@ -218,7 +218,7 @@ def every_score(of: Inspected) -> Iterator[tuple[str, Mapping[str, Any], tuple[n
         for base, maps_of in choice.SEARCHES[name](of.train, factors):
             usual = usual_maps(name, of.train, base)
             maps = [maps_of(images) for images in (of.good, of.bad)]
-            for scales, relate, even in product(choice.SCALES, (False, True), (False, True)):
+            for scales, relate, even in product(choice.SCALE_GROUPS, (False, True), (False, True)):
                 how: dict[str, Any] = {"scales": scales, "relate": relate, "even": even}
                 local = fit_local(usual, **how)
                 good, bad = (local(each).max((1, 2)) for each in maps)
@@ -244,7 +244,7 @@ def coverage(name: str, draw: inspection_sets.Drawer, chosen: argparse.Namespace
             continue
         first, began = (1 + split) * 1_000_000 + chosen.seed * 100_000_000, time.process_time()
         whole = stacked([inspection_sets.rounded(draw(first + i, None)) for i in range(each)])
-        alarm: Alarm = calibrate(whole[: chosen.good], DEFAULT, needed=conformal.fewest(RATE))
+        alarm: Alarm = calibrate(whole[: chosen.good], DEFAULT_METHOD, needed=conformal.fewest(RATE))
         calibrated = alarm.calibrated
         p = calibrated.p_values(calibrated.score(whole[chosen.good :]))
         yield {

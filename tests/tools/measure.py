@@ -46,7 +46,7 @@ BESIDE = {"torchcfm": "cfm", "denoising-diffusion-pytorch": "ddpm", "pythae": "v
 
 # what is kept of a row, so that further models and seeds can join it
 FIELDS = (
-    *standings.FACTS,
+    *standings.STANDING_FACTS,
     "commit",
     "judge_commit",
     "judge_code",
@@ -71,7 +71,7 @@ OF_JUDGES = {
 GREY, COLOUR = (420, 8), (270, 32)
 
 
-def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None) -> list[Path]:
+def league(*folders: Path, root: Path = measured.MEASURED_FOLDER, commit: str | None = None) -> list[Path]:
     """Writes what pages show of the leagues whose folders `gz league` has named: those of one
     set and scale are one league, joined by model and seed, also with what stands there. Returns the files.
 
@@ -249,7 +249,11 @@ def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:
         if (value := line.get(f"val_{metric}")) is not None and steps:
             seconds = round(before + spent(run) * line["step"] / steps, 1)
             yield dict(
-                zip(measured.CURVE, (metric, line["step"], seconds, float(f"{value:.5g}")), strict=True)
+                zip(
+                    measured.CURVE_COLUMNS,
+                    (metric, line["step"], seconds, float(f"{value:.5g}")),
+                    strict=True,
+                )
             )
 
 
@@ -284,7 +288,7 @@ def peers(folder: Path) -> Path:
     names = {row["name"] for row in rows}
     rows = [*(row for row in measured.peers(result["data"]) if row["name"] not in names), *rows]
     columns = dict.fromkeys(name for row in rows for name in row)
-    path = measured.ROOT / result["data"] / "peers.csv"
+    path = measured.MEASURED_FOLDER / result["data"] / "peers.csv"
     path.write_text(as_csv([{name: row.get(name) for name in columns} for row in rows]))
     return path
 
@@ -346,9 +350,9 @@ def main(words: list[str]) -> None:
     elif words[:1] == ["peers"] and len(words) == 2:
         print(peers(Path(words[1])))
     elif words[:1] == ["costs"] and set(words[1:]) <= {"--timed"}:
-        measured.ROOT.mkdir(parents=True, exist_ok=True)
-        (measured.ROOT / "costs.csv").write_text(as_csv(price("--timed" in words)))
-        print(measured.ROOT / "costs.csv")
+        measured.MEASURED_FOLDER.mkdir(parents=True, exist_ok=True)
+        (measured.MEASURED_FOLDER / "costs.csv").write_text(as_csv(price("--timed" in words)))
+        print(measured.MEASURED_FOLDER / "costs.csv")
     else:
         raise SystemExit(__doc__)
 

@@ -845,7 +845,7 @@ def record(clones: Path, names: list[str]) -> None:
 
 def page() -> None:
     """Writes the table of the page."""
-    (measured.ROOT / "parity.csv").write_text(as_csv(parity.table()))
+    (measured.MEASURED_FOLDER / "parity.csv").write_text(as_csv(parity.table()))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from gzcli.metrics.alarms import (
 )
 from gzcli.metrics.alarms.alarm import calibrate
 from gzcli.metrics.alarms.fitted import Fitted, reduced
-from gzcli.metrics.alarms.methods import DEFAULT, METHODS
+from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS
 from gzcli.metrics.alarms.stored import read, stored, write
 
 
@@ -276,7 +276,7 @@ def test_the_choice_takes_nothing_that_calibrates():
     assert alarm.choice.detected is not None and set(alarm.choice.settings) > {"factor", "share"}
 
 
-@pytest.mark.parametrize("name", [DEFAULT, pytest.param("pca_local", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [DEFAULT_METHOD, pytest.param("pca_local", marks=pytest.mark.slow)])
 def test_defects_are_found(name):
     fitted = calibrate(parts(200), name).calibrated
     good = parts(100, seed=9)
@@ -302,7 +302,7 @@ def lite_state():
     """Random weights of EfficientNet-Lite0, under their published names."""
     import torch
 
-    from gzcli.metrics.pretrained import STAGES
+    from gzcli.metrics.pretrained import LITE_STAGES
 
     torch.manual_seed(0)
     state = {}
@@ -315,7 +315,7 @@ def lite_state():
     conv("_conv_stem", 32, 3, 3, "_bn0")
     width, number = 32, 0
     for (n, _, wide), out, kernel in zip(
-        STAGES, (16, 24, 40, 80, 112, 192, 320), (3, 3, 5, 3, 5, 5, 3), strict=True
+        LITE_STAGES, (16, 24, 40, 80, 112, 192, 320), (3, 3, 5, 3, 5, 5, 3), strict=True
     ):
         for _ in range(n):
             block = f"_blocks.{number}."
@@ -362,7 +362,7 @@ def test_features_of_patches_are_activations_of_the_network(monkeypatch):
     assert made.shape == (5, 152, 12, 12)
     np.testing.assert_allclose(made, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_array_equal(features.features(images[[3, 1]], 2), made[[3, 1]])
-    monkeypatch.setattr(features, "ROOM", 0)
+    monkeypatch.setattr(features, "MAX_FEATURE_BYTES", 0)
     alone = features.features(images[2:3], 2)
     np.testing.assert_allclose(alone, made[2:3], rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     # a score by such features sees a defect; sides that are no multiple of the cell are continued

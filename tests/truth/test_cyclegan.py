@@ -17,7 +17,7 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.data.packs.batches import TrainBatches, to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.checkpoint import extra_of, weights_of
-from gzcli.models.gan.cyclegan import MEMORY, CycleGAN, ImagePool, Translator
+from gzcli.models.gan.cyclegan import MEMORY_IMAGES, CycleGAN, ImagePool, Translator
 from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 from gzcli.recipe.resolve import resolve
 
@@ -186,7 +186,9 @@ def test_samples_are_translations_of_what_was_trained_on():
         net.on_step(step)
     net.on_start(first)  # after a resume
     for domain in (0, 1):
-        assert torch.equal(net.memory[domain], to_uint8(torch.cat([pair[domain] for pair in steps]))[:MEMORY])
+        assert torch.equal(
+            net.memory[domain], to_uint8(torch.cat([pair[domain] for pair in steps]))[:MEMORY_IMAGES]
+        )
     net.eval()
     memory = net.memory.float() / 127.5 - 1
     for direction, domain, translator in (("AtoB", 0, net.a_to_b), ("BtoA", 1, net.b_to_a)):
@@ -197,7 +199,7 @@ def test_samples_are_translations_of_what_was_trained_on():
     every = torch.cat([net.a_to_b(memory[0]), net.b_to_a(memory[1])])
     near = (made[:, None] - every).abs().amax((2, 3, 4))
     assert near.min(1).values.max() < 1e-4
-    assert 8 < (near.argmin(1) < MEMORY).sum() < 32, "either way"
+    assert 8 < (near.argmin(1) < MEMORY_IMAGES).sum() < 32, "either way"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import DiscreteVP
-from gzcli.models.diffusion.diffae import CodedUNet, DiffAE, Encoder
+from gzcli.models.diffusion.diffae import CodedUNet, DiffAE, SemanticEncoder
 from gzcli.models.diffusion.latent_prior import LatentPrior
 from gzcli.models.nn.unet import Levels, UNet, UNetOptions
 
@@ -153,7 +153,9 @@ def test_the_encoder_follows_from_the_size():
             assert widths == [8, 16, 32, 64, 64][:levels]
     for shape in ((1, 16, 16), (3, 28, 28), (1, 9, 7)):
         torch.manual_seed(0)
-        encoder = Encoder(DataInfo(shape), 5, UNetOptions(channels=8, mult=(1, 2, 2), attention=(7, 8)))
+        encoder = SemanticEncoder(
+            DataInfo(shape), 5, UNetOptions(channels=8, mult=(1, 2, 2), attention=(7, 8))
+        )
         for p in encoder.parameters():
             p.data += 0.05 * torch.randn_like(p)
         z = encoder(torch.randn(4, *shape))

@@ -102,7 +102,7 @@ def test_places_are_shared_by_what_the_intervals_do_not_tell_apart():
 
 
 def test_what_is_below_the_floor_does_not_win():
-    assert standings.places({"a": Excess(-3, 0.5), "b": Excess(0.1, 0.5), "c": Excess(2, 0.5)}) == {
+    assert standings.rank_ranges({"a": Excess(-3, 0.5), "b": Excess(0.1, 0.5), "c": Excess(2, 0.5)}) == {
         "a": "1–2",
         "b": "1–2",
         "c": "3",

@@ -11,7 +11,7 @@ from flows import DIGITS, FixedNoise, batch, images, log_det_by_autograd, roughe
 from gzcli.core.types import BatchNoise, DataInfo
 from gzcli.models.nn import from_levels
 from gzcli.models.normalizing_flow import flowpp
-from gzcli.models.normalizing_flow.flowpp import CHANNELS, COLUMNS, Couplings, FlowPP, LogisticCDF
+from gzcli.models.normalizing_flow.flowpp import CHANNEL_HALVES, COLUMN_HALVES, Couplings, FlowPP, LogisticCDF
 
 SMALL = {"channel": (0, 1), "checkerboard": (2, 1), "hidden": 8, "blocks": 1, "components": 3, "heads": 2}
 SMALL |= {"dequant_blocks": 1}
@@ -79,23 +79,23 @@ def test_the_inverse_is_exact(K, spread, dtype, atol):
     assert m.inverse_logit_cdf(torch.empty(2, 3, device="meta")).shape == (2, 3)
 
 
-@pytest.mark.parametrize("way", [COLUMNS, CHANNELS])
+@pytest.mark.parametrize("way", [COLUMN_HALVES, CHANNEL_HALVES])
 def test_halves_are_alternate_columns_or_alternate_rows_of_the_squares(way):
     image = torch.arange(2 * 3 * 4 * 8.0).view(2, 3, 4, 8)
-    x = image if way == COLUMNS else torch.nn.functional.pixel_unshuffle(image, 2)
-    x1, x2 = flowpp.split(x, way)
+    x = image if way == COLUMN_HALVES else torch.nn.functional.pixel_unshuffle(image, 2)
+    x1, x2 = flowpp.halves(x, way)
     rows = image[:, :, 0::2].unflatten(3, (-1, 2)).movedim(4, 2).flatten(1, 2)  # [B, C · 2, H/2, W/2]
-    torch.testing.assert_close(x1, image[..., 0::2] if way == COLUMNS else rows)
+    torch.testing.assert_close(x1, image[..., 0::2] if way == COLUMN_HALVES else rows)
     assert x1.shape == x2.shape and x1.is_contiguous()
     torch.testing.assert_close(flowpp.join(x1, x2, way), x)
 
 
-@pytest.mark.parametrize("way", [COLUMNS, CHANNELS])
+@pytest.mark.parametrize("way", [COLUMN_HALVES, CHANNEL_HALVES])
 @pytest.mark.parametrize("attention", [0, 64])
 def test_couplings_have_the_log_det_of_their_jacobian_and_invert(way, attention):
     flow = roughen(Couplings((4, 2, 4), way, 3, replace(STEP, attention=attention), 3), 0.1).double()
     x, context = torch.randn(2, 4, 2, 4, dtype=torch.float64), torch.randn(2, 2, 4, 3, dtype=torch.float64)
-    context = context[:, :, : 2 if way == COLUMNS else 4]
+    context = context[:, :, : 2 if way == COLUMN_HALVES else 4]
     y, log_det = flow(x, context)
     for one, c, value in zip(x, context, log_det, strict=True):
         expected = log_det_by_autograd(lambda t, c=c: flow(t, c[None])[0], one[None])[0]

@@ -11,7 +11,7 @@ from zoo import CASES
 from gzcli.data.library import import_set
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.engine.log import Log
-from gzcli.judge.inspection import MEAN, Judged, figures, notes, open_defective, overview, run
+from gzcli.judge.inspection import MEAN_ROW, Judged, defect_sheet, kind_figures, notes, open_defective, run
 from gzcli.launch.scoring import inspection_at
 from gzcli.report.ood import document
 from gzcli.report.results import read
@@ -46,8 +46,8 @@ def judged(p, score, left):
 def test_each_kind_by_itself_and_the_mean_last(defects, tmp_path):
     good = judged([0.5, 0.9, 0.02, 0.3], [1, 0, 5, 2], [0, 0, 0, 0])
     bad = judged([0.01, 0.02, 0.4, 0.03], [9, 8, 1.5, 6], [1, 1, 0, 1])
-    chip, dent, mean = rows = figures(good, bad, defects, 0.02)
-    assert (chip["defect"], dent["defect"], mean["defect"]) == ("chip", "dent", MEAN)
+    chip, dent, mean = rows = kind_figures(good, bad, defects, 0.02)
+    assert (chip["defect"], dent["defect"], mean["defect"]) == ("chip", "dent", MEAN_ROW)
     assert chip["auroc"] == 1 and dent["auroc"] == pytest.approx((2 + 4) / 8)
     assert mean["auroc"] == pytest.approx((1 + 0.75) / 2) and mean["n"] == 4
     assert [row["detected_n"] for row in rows] == [2, 0, 2] and mean["detected"] == 0.5
@@ -57,7 +57,7 @@ def test_each_kind_by_itself_and_the_mean_last(defects, tmp_path):
     assert mean["aupro"] == pytest.approx((chip["aupro"] + dent["aupro"]) / 2)
     assert "1 image without a mask" in notes(defects, rows)
     colours = np.zeros((4, 3, 8, 8), np.uint8)
-    image = overview(bad, defects, colours, 0.02)
+    image = defect_sheet(bad, defects, colours, 0.02)
     save_png(tmp_path / "sheet.png", image)
     assert image.shape[2] == 3 and (image == 255).all(2).any()  # masks are white
 
@@ -144,6 +144,6 @@ def test_the_layouts_of_visa_and_of_plain_folders_are_judged(tmp_path, good, bad
 
 def test_a_score_without_a_map_has_no_figures_of_pixels(defects):
     good, bad = Judged(np.ones(3), np.arange(3.0), None), Judged(np.full(4, 0.01), np.full(4, 9.0), None)
-    rows = figures(good, bad, defects, 0.02)
+    rows = kind_figures(good, bad, defects, 0.02)
     assert all(row["aupro"] is row["pixel_f1"] is None for row in rows) and rows[-1]["auroc"] == 1
-    assert overview(bad, defects, None, 0.02).shape[2] == 3
+    assert defect_sheet(bad, defects, None, 0.02).shape[2] == 3

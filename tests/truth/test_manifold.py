@@ -8,7 +8,7 @@ from sklearn.preprocessing import normalize
 
 from gzcli.metrics import baselines
 from gzcli.metrics.quality import neighbours as manifold
-from gzcli.metrics.quality.neighbours import authenticity, duplicates, nearest, prdc
+from gzcli.metrics.quality.neighbours import authenticity, duplicates, nearest_rows, prdc
 
 
 def distance(a, b) -> float:
@@ -23,7 +23,7 @@ def rows():
 
 
 def test_prdc_equals_counting_by_its_definitions_and_its_authors_package(rows, monkeypatch):
-    monkeypatch.setattr(manifold, "CELLS", 1000)  # several blocks
+    monkeypatch.setattr(manifold, "DISTANCES_AT_ONCE", 1000)  # several blocks
     fake, real = rows
 
     def radii(points):
@@ -56,12 +56,12 @@ def test_prdc_of_a_set_with_itself_and_of_one_far_away():
 
 
 def test_nearest_equals_scikit_learn(rows, monkeypatch):
-    monkeypatch.setattr(manifold, "CELLS", 500)
-    distances, places = nearest(*rows, k=6)
+    monkeypatch.setattr(manifold, "DISTANCES_AT_ONCE", 500)
+    distances, places = nearest_rows(*rows, k=6)
     expected = NearestNeighbors(n_neighbors=6, algorithm="brute").fit(rows[1]).kneighbors(rows[0])
     assert np.allclose(distances, expected[0], atol=1e-12) and (places == expected[1]).all()
     for real in (rows[1][:5], rows[1][:, :2]):
-        refused("", nearest, rows[0], real, k=6)
+        refused("", nearest_rows, rows[0], real, k=6)
     # ranked by features, rows have length 1
     fake, real = rows
     near, far = baselines.knn_features(real, [real + 1e-6, 5 * fake], k=3)
@@ -75,9 +75,9 @@ def test_copies_are_found_and_have_no_authenticity():
     images = np.random.default_rng(2).integers(1, 255, (40, 3, 16, 16), dtype=np.uint8)
     near = images.copy()
     near[:, 0, 0, 0] += 1
-    distances, places = nearest(near, images)
+    distances, places = nearest_rows(near, images)
     assert (distances == 1).all() and (places[:, 0] == np.arange(40)).all()
-    assert (nearest(images, images)[0] == 0).all()
+    assert (nearest_rows(images, images)[0] == 0).all()
     rng = np.random.default_rng(4)
     train, held_out, fresh = (rng.normal(size=(n, 4)) for n in (300, 1000, 1000))
     assert duplicates(held_out, train, held_out) == 0.01

@@ -46,7 +46,7 @@ def test_singular_values_become_one_and_their_vectors_stay():
 
 def test_long_matrices_are_iterated_on_their_small_side_to_the_same_result(monkeypatch):
     g = torch.randn(2, 32, 288) * torch.logspace(0, -4, 32)[None, :, None]  # singular values far apart
-    monkeypatch.setattr(optim, "LONG", 1000)
+    monkeypatch.setattr(optim, "LONG_RATIO", 1000)
     exact, whole = orthogonalised(g.double()), orthogonalised(g)
     monkeypatch.undo()
     assert (orthogonalised(g.double()) - exact).abs().max() < 1e-12

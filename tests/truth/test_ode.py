@@ -82,7 +82,7 @@ def test_errors_fall_at_the_order_of_the_method(method):
 def test_stages_are_consistent_and_steps_end_in_the_interval(monkeypatch):
     for c, row in zip(samplers.DOPRI_C, samplers.DOPRI_A, strict=True):
         assert sum(row) == pytest.approx(c)
-    monkeypatch.setattr(samplers, "LIMIT", 20)
+    monkeypatch.setattr(samplers, "MAX_ADAPTIVE_STEPS", 20)
     with pytest.raises(DivergedError, match="more than 20 steps"):
         adaptive(lambda x, t: x**2, torch.ones(1, 1), 0.0, 2.0)
     # an equation that hardly moves at its start would be tried far beyond its end

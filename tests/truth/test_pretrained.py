@@ -105,7 +105,7 @@ def by_hand(images, file):
     """Pictures as torchvision and Pillow prepare them, one by one."""
     big = [np.array(Image.fromarray(x.transpose(1, 2, 0)).resize((224, 224), Image.BICUBIC)) for x in images]
     x = torch.from_numpy(np.stack(big)).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(colours)[:, None, None] for colours in pretrained.COLOURS[file])
+    mean, std = (torch.tensor(colours)[:, None, None] for colours in pretrained.COLOUR_STATISTICS[file])
     return (x - mean) / std
 
 
@@ -162,7 +162,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     package = tmp_path / "damaged_weights"
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / pretrained.WEIGHTS).write_bytes(b"nothing")
+    (package / pretrained.LITE_WEIGHTS).write_bytes(b"nothing")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(pretrained, "PACKAGE", "damaged_weights")
     refused("does not contain the weights", lite)

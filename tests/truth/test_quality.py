@@ -23,13 +23,13 @@ from gzcli.judge.real import RealImages
 from gzcli.metrics import classifier, features, networks
 from gzcli.metrics import second as second_judge
 from gzcli.metrics.classifier import NetFeatures
-from gzcli.metrics.features import LENET, LeNet, lenet, moved
+from gzcli.metrics.features import LENET, LeNet, lenet, moved_images
 from gzcli.metrics.metric import column_of, metrics
 from gzcli.metrics.pretrained import INCEPTION, inception
 from gzcli.metrics.quality.classes import legible, total_variation
 from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.metrics.quality.neighbours import prdc
-from gzcli.metrics.second import SECOND, ResNet, erased, second
+from gzcli.metrics.second import SECOND_TRAINING, ResNet, erased, second
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -126,7 +126,7 @@ def test_augmentation_moves_and_erases_but_keeps_what_is_shown():
     torch.manual_seed(0)
     image = torch.zeros(200, 1, 24, 36)
     image[:, :, 8:16, 12:24] = 1
-    x = moved(image)
+    x = moved_images(image)
     area, place = x.sum((1, 2, 3)) / 96, (x * torch.arange(36)).sum((1, 2, 3)) / x.sum((1, 2, 3)) - 17.5
     assert 0.8 < area.min() < 0.9 < 1.1 < area.max() < 1.25
     assert 2 < place.abs().max() < 0.08 * 36 + 0.6 and abs(place.mean()) < 0.5
@@ -283,7 +283,7 @@ def test_files_without_statistics_or_weights_are_told(net, tmp_path, monkeypatch
 def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):
     """The global generator, the number of threads and the caller's random state neither matter nor change."""
     monkeypatch.setattr(features, "LENET", replace(LENET, steps=6))
-    monkeypatch.setattr(second_judge, "SECOND", replace(SECOND, steps=6))
+    monkeypatch.setattr(second_judge, "SECOND_TRAINING", replace(SECOND_TRAINING, steps=6))
     states = []
     for threads, seed in ((1, 1), (2, 2)):
         torch.manual_seed(seed)

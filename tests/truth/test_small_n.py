@@ -49,7 +49,7 @@ def test_intervals_cover_and_are_as_wide_as_they_should_be():
     refused("", half_samples, lambda x: float(x.mean()), a[:3])
 
 
-@pytest.mark.parametrize("draws", [fd.FEW_DRAWS, fd.DRAWS])
+@pytest.mark.parametrize("draws", [fd.FEW_DRAWS, fd.INTERVAL_SPLITS])
 def test_half_samples_cover_a_frechet_distance(draws):
     rng, halves = np.random.default_rng(2), []
     for seed in range(80):
@@ -210,7 +210,7 @@ def test_kid_is_that_of_torch_fidelity_for_the_same_subsets(sizes, subsets, size
     """Once with one kernel matrix for all subsets, in two blocks, and once with one for each."""
     rng = np.random.default_rng(3)
     a, b = gaussian(rng, sizes[0]), gaussian(rng, sizes[1], scale=1.3)
-    monkeypatch.setattr(kernel_distance, "ROWS", 50)
+    monkeypatch.setattr(kernel_distance, "KERNEL_ROWS_AT_ONCE", 50)
     how = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": 7, "verbose": False}
     theirs = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **how)
     distance = kid(a, b, subsets=subsets, size=size, seed=7)
@@ -274,7 +274,7 @@ def test_the_interval_of_kid_is_as_wide_as_its_values_vary(n, rows, subsets, siz
     """By Student's quantiles of 100 halves and of the subsets: for samples, for samples of which the halves
     take a part, and for subsets. A mean of means varies as those of one row, because the sets differ."""
     rng, unit = np.random.default_rng(15), scipy.stats.t.ppf(0.975, min(subsets, 100) - 1)
-    monkeypatch.setattr(kernel_distance, "MOST", rows)
+    monkeypatch.setattr(kernel_distance, "MAX_INTERVAL_ROWS", rows)
     real = gaussian(rng, 40, width=4)
     drawn = [
         kid(gaussian(rng, n, width=4, shift=0.7), real, subsets=subsets, size=size, seed=seed)

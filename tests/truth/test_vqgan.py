@@ -15,7 +15,7 @@ from gzcli.core.types import DataInfo
 from gzcli.models.autoregressive.vqgan import VQGAN, adaptive_weight
 from gzcli.models.nn import perceptual as module
 from gzcli.models.nn.adversarial import PatchGAN
-from gzcli.models.nn.perceptual import LPIPS, WIDTHS, linear_file
+from gzcli.models.nn.perceptual import FEATURE_WIDTHS, LPIPS, linear_file
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
@@ -126,7 +126,9 @@ def random_weights() -> tuple[dict, dict]:
         p.data.mul_(1.7)
     vgg = {f"features.{key}": value for key, value in net.state_dict().items()}
     vgg["classifier.0.weight"] = torch.zeros(1)
-    return vgg, {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(WIDTHS)}
+    return vgg, {
+        f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(FEATURE_WIDTHS)
+    }
 
 
 def ours(vgg: dict, linear: dict) -> LPIPS:
@@ -153,7 +155,7 @@ def test_lpips_is_the_authors_on_the_same_weights():
     pytest.importorskip("lpips")
     state = torch.load(linear_file(), map_location="cpu", weights_only=True)
     model = ours(random_weights()[0], state)
-    for i, (p, width) in enumerate(zip(model.linear, WIDTHS, strict=True)):
+    for i, (p, width) in enumerate(zip(model.linear, FEATURE_WIDTHS, strict=True)):
         assert torch.equal(p, state[f"lin{i}.model.1.weight"].flatten()) and p.shape == (width,)
         assert p.min() >= 0 and p.max() > 0  # the authors keep them from below zero
 

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from draws import images
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.models.autoregressive.tokenizer import DEAD, EPS, Codebook, CodebookOptions, FiniteScalar, draw
+from gzcli.models.autoregressive.tokenizer import (
+    DEAD,
+    LAPLACE_EPS,
+    Codebook,
+    CodebookOptions,
+    FiniteScalar,
+    draw,
+)
 from gzcli.models.autoregressive.vqgan import VQGAN
 from gzcli.models.autoregressive.vqvae import VQVAE
 
@@ -30,7 +37,7 @@ def book(**options) -> Codebook:
 
 def peer(ours: Codebook, **options):
     """Their layer with our codes and, for the averages, our statistics in their counts."""
-    sizes = {"dim": D, "codebook_size": K, "decay": 0.9, "commitment_weight": 0.3, "eps": EPS * 36}
+    sizes = {"dim": D, "codebook_size": K, "decay": 0.9, "commitment_weight": 0.3, "eps": LAPLACE_EPS * 36}
     how = {"accept_image_fmap": True, "threshold_ema_dead_code": 0, "rotation_trick": False}
     theirs = pytest.importorskip("vector_quantize_pytorch").VectorQuantize(**sizes, **how, **options)
     with torch.no_grad():

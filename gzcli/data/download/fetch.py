@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gzcli.core.errors import DISK, GzError, MissingError, UsageError
+from gzcli.core.errors import DISK_ERRORS, GzError, MissingError, UsageError
 from gzcli.core.hints import Option, advice
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import size as size_in_words
 from gzcli.data.download import http
-from gzcli.data.download.http import Refused, join_url, size_of, split, wrong_size
+from gzcli.data.download.http import Refused, address_parts, file_bytes, join_url, wrong_size
 from gzcli.data.readers.hub import parquet_files
 from gzcli.data.sets import registry
 from gzcli.data.sets.registry import HUB, SPLIT_FOLDERS, DataFile, DataSpec
@@ -28,7 +28,7 @@ from gzcli.store.hub import CLIP, DINOV2, HUB_SCHEME, INCEPTION, VGG, data_repos
 from gzcli.store.paths import cache_dir
 
 # From this size in bytes, gz prints the disk space of a download, and that it computes a checksum.
-LARGE = 200_000_000
+ANNOUNCED_BYTES = 200_000_000
 BLOCK_BYTES = 1 << 20  # bytes read at a time
 
 
@@ -68,7 +68,7 @@ def _fetch_missing(
         copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
         _say_need(spec, folder, copied, pack_size, say)
     make_folder(folder)
-    before = sum(size_of(folder / file.name) for file in spec.files if file not in missing)
+    before = sum(file_bytes(folder / file.name) for file in spec.files if file not in missing)
     after = sum(file.size for file in missing)
     refused: dict[str, str] = {}
 
@@ -83,9 +83,9 @@ def _fetch_missing(
             refused[file.name] = str(e)
             if not spec.page:
                 break
-        before += size_of(folder / file.name)
+        before += file_bytes(folder / file.name)
     if refused:
-        received = sum(size_of(_part(folder / name)) for name in refused)
+        received = sum(file_bytes(_part(folder / name)) for name in refused)
         online = any(is_url(address) for name in refused for address in places[name])
         raise _unobtainable(spec, refused, received, online)
     progress(before, before)
@@ -93,8 +93,8 @@ def _fetch_missing(
 
 def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
     """Reports how much disk space a large download needs; raises MissingError if there is less."""
-    need = sum(max(0, file.size - size_of(_part(folder / file.name))) for file in files)
-    if max(need, pack_size) > LARGE:
+    need = sum(max(0, file.size - file_bytes(_part(folder / file.name))) for file in files)
+    if max(need, pack_size) > ANNOUNCED_BYTES:
         free = shutil.disk_usage(folder.parent).free
         parts = [f"downloading {size_in_words(need)} to `{folder}`"] if need else []
         parts += [f"the pack will take {size_in_words(pack_size)}"] if pack_size else []
@@ -135,7 +135,7 @@ def local_path(address: str) -> str:
     """The path of a `file://` URL; anything else unchanged except for `~`."""
     if not address.startswith("file://"):
         return os.path.expanduser(address)
-    return urllib.request.url2pathname(split(address).path)
+    return urllib.request.url2pathname(address_parts(address).path)
 
 
 def has_local_mirror() -> bool:
@@ -145,8 +145,8 @@ def has_local_mirror() -> bool:
 
 
 def _addresses(folder: str, file: DataFile) -> list[str]:
-    """The addresses of a file: in the mirror as FOLDER/FILE, then at its publisher. Under `GZ_OFFLINE`, only
-    paths."""
+    """The addresses of a file: in the mirror as WEIGHTS_FOLDER/FILE, then at its publisher. Under
+    `GZ_OFFLINE`, only paths."""
     mirror = os.environ.get("GZ_MIRROR")
     every = [*([_join(local_path(mirror), folder, file.name)] if mirror else []), *file.urls]
     return [address for address in every if not (offline() and is_url(address))]
@@ -167,7 +167,7 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
         if offline():
             hint = "unset `GZ_OFFLINE`"
             raise MissingError(f"`{source}` is a URL, but `GZ_OFFLINE` is set", hint=hint)
-        last = split(source).path.rsplit("/", 1)[-1]
+        last = address_parts(source).path.rsplit("/", 1)[-1]
         is_folder = last not in {f.name for f in spec.files}
     elif os.path.exists(source):
         last, is_folder = os.path.basename(source), os.path.isdir(source)
@@ -253,8 +253,8 @@ def _refuse_size(source: Path, file: DataFile) -> None:
 
 def _check(file: DataFile, path: Path, say: Say, report: Report = unreported) -> None:
     """Raises _Wrong unless the checksum is the publisher's."""
-    kind, checksum, size = "sha256" if file.sha256 else "md5", file.sha256 or file.md5, size_of(path)
-    if size > LARGE:
+    kind, checksum, size = "sha256" if file.sha256 else "md5", file.sha256 or file.md5, file_bytes(path)
+    if size > ANNOUNCED_BYTES:
         say(f"checking the {kind} of `{file.name}` ({size_in_words(size)})")
     digest, head = hashlib.new(kind), b""
     with open(path, "rb") as f:
@@ -308,7 +308,7 @@ def _alone(name: str, lock_file: Path, say: Say) -> Iterator[None]:
     except GzError:
         raise
     except OSError as e:
-        if e.errno not in DISK:
+        if e.errno not in DISK_ERRORS:
             raise
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some space, or set `GZ_HOME` to a folder on another disk"
@@ -319,7 +319,7 @@ def _alone(name: str, lock_file: Path, say: Say) -> Iterator[None]:
 
 # --- weights of published networks ---
 
-FOLDER = "weights"  # its name in the cache and in a mirror
+WEIGHTS_FOLDER = "weights"  # its name in the cache and in a mirror
 
 
 @dataclass(frozen=True)
@@ -339,15 +339,15 @@ def _weights(name: str, *, urls: list[str], size: int, sha256: str, **further: s
 
 _ROWS = json.loads(Path(__file__).with_name("weights.json").read_bytes())
 _NAMES = {"inception": INCEPTION, "vgg16": VGG, "dinov2": DINOV2, "clip": CLIP}
-WEIGHTS = {key: _weights(name, **_ROWS[key]) for key, name in _NAMES.items()}
+JUDGE_WEIGHTS = {key: _weights(name, **_ROWS[key]) for key, name in _NAMES.items()}
 
 
 def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent) -> Path | None:
-    """The path of a file of WEIGHTS in the cache, downloaded from `GZ_MIRROR` (weights/FILE) or its publisher
-    if it is missing; None if `GZ_OFFLINE` forbids that."""
-    weights = WEIGHTS[name]
-    file, path = weights.file, cache_dir(FOLDER, weights.file.name)
-    addresses = _addresses(FOLDER, file)
+    """The path of a file of JUDGE_WEIGHTS in the cache, downloaded from `GZ_MIRROR` (weights/FILE) or its
+    publisher if it is missing; None if `GZ_OFFLINE` forbids that."""
+    weights = JUDGE_WEIGHTS[name]
+    file, path = weights.file, cache_dir(WEIGHTS_FOLDER, weights.file.name)
+    addresses = _addresses(WEIGHTS_FOLDER, file)
     if path.is_file() or not addresses:
         return path if path.is_file() else None
     with _alone(file.name, path.with_name(f".{file.name}.lock"), say):
@@ -355,7 +355,7 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
             return path
         what = f"{weights.title} ({size_in_words(file.size)}, licence: {weights.licence})"
         say(f"downloading {what} from {addresses[0]}")
-        need_space(path.parent, file.size - size_of(_part(path)))
+        need_space(path.parent, file.size - file_bytes(_part(path)))
         try:
             _fetch_file(file, path, addresses, progress, say)
         except Refused as e:

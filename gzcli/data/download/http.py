@@ -18,14 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gzcli.core.errors import DISK, UsageError, redacted
+from gzcli.core.errors import DISK_ERRORS, UsageError, redacted
 from gzcli.core.types import Report, Say
 
 T = TypeVar("T")
-TIMEOUT = 30.0  # seconds without a byte after which a connection counts as stalled
-TRIES = 4  # consecutive attempts without progress, with back-off
-BACKOFF = 1.0  # seconds before the second attempt; doubled each time
-BLOCK = 1 << 18
+STALL_SECONDS = 30.0  # seconds without a byte after which a connection counts as stalled
+MAX_TRIES = 4  # consecutive attempts without progress, with back-off
+BACKOFF_SECONDS = 1.0  # seconds before the second attempt; doubled each time
+BLOCK_BYTES = 1 << 18
 
 
 class Refused(Exception):
@@ -66,7 +66,7 @@ def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPRespons
             http_request.add_header("Accept-Encoding", "identity")
             if byte_range:
                 http_request.add_header("Range", byte_range)
-            response = urllib.request.urlopen(http_request, timeout=TIMEOUT)
+            response = urllib.request.urlopen(http_request, timeout=STALL_SECONDS)
         except ValueError:  # as for `http://[::1`; its text may contain a password
             raise Refused("is not a valid URL, or redirects to an invalid one") from None
         with response:
@@ -81,12 +81,12 @@ def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPRespons
             raise Again(f"returned {e.code} {e.reason}", float(wait) if wait.isdigit() else 0.0) from e
         raise Refused(f"returned {e.code} {e.reason}") from e
     except TimeoutError as e:
-        raise Again(f"sent nothing for {TIMEOUT:g} s") from e
+        raise Again(f"sent nothing for {STALL_SECONDS:g} s") from e
     except http.client.InvalidURL as e:
         raise Refused("is not a valid URL") from e
     except (http.client.HTTPException, OSError) as e:
         reason = getattr(e, "reason", None) or e
-        if isinstance(e, OSError) and e.errno in DISK:
+        if isinstance(e, OSError) and e.errno in DISK_ERRORS:
             raise
         if isinstance(reason, socket.gaierror):
             raise Refused(f"cannot be reached ({reason.strerror})") from e
@@ -103,12 +103,12 @@ def content_range(response: http.client.HTTPResponse) -> tuple[int | None, int |
 
 def join_url(base: str, *parts: str) -> str:
     """An address below another one. The query, which may contain a token, stays at the end."""
-    address = split(base)
+    address = address_parts(base)
     path = "/".join([address.path.rstrip("/"), *map(urllib.parse.quote, parts)])
     return address._replace(path=path).geturl()
 
 
-def split(address: str) -> urllib.parse.SplitResult:
+def address_parts(address: str) -> urllib.parse.SplitResult:
     """The parts of an address. Raises UsageError if it is malformed."""
     try:
         return urllib.parse.urlsplit(address)
@@ -121,15 +121,15 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
     """Downloads about `size` bytes into `part`, resuming an earlier attempt. Returns whether some bytes are
     from an earlier request, and so perhaps from a different file. Raises Refused."""
     total = size if exact else _patiently(url, lambda: _look(url), lambda: 0, say)
-    if size_of(part) > (total or 0):
+    if file_bytes(part) > (total or 0):
         part.unlink()  # from another file, or from one of unknown size that cannot be resumed
-    if total is not None and size_of(part) == total:
+    if total is not None and file_bytes(part) == total:
         return True
 
     def received(count: int) -> None:
         report(count, max(count, total or size))
 
-    return _patiently(url, lambda: _attempt(url, part, total, received), lambda: size_of(part), say)
+    return _patiently(url, lambda: _attempt(url, part, total, received), lambda: file_bytes(part), say)
 
 
 def clear(part: Path) -> None:
@@ -142,7 +142,7 @@ def clear(part: Path) -> None:
             piece.unlink()
 
 
-def size_of(path: Path) -> int:
+def file_bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
@@ -166,9 +166,9 @@ def _patiently(url: str, attempt: Callable[[], T], got: Callable[[], int], say: 
         except Again as e:
             failures = 0 if got() > most else failures + 1
             most = max(most, got())
-            if failures >= TRIES:
-                raise Refused(f"{e}, {TRIES} times in a row") from e
-            wait = max(min(e.wait, 60.0), BACKOFF * 2 ** max(failures - 1, 0))
+            if failures >= MAX_TRIES:
+                raise Refused(f"{e}, {MAX_TRIES} times in a row") from e
+            wait = max(min(e.wait, 60.0), BACKOFF_SECONDS * 2 ** max(failures - 1, 0))
             say(f"{redacted(url)}: {e}; trying again in {wait:.0f} s")
             time.sleep(wait)
 
@@ -176,7 +176,7 @@ def _patiently(url: str, attempt: Callable[[], T], got: Callable[[], int], say: 
 def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], None]) -> bool:
     """Requests the missing part of a file; starts over if a server ignores the range. Returns whether the
     file already had bytes."""
-    before = size_of(part)
+    before = file_bytes(part)
     byte_range = f"bytes={before}-" if before and total is not None else None
     try:
         with answer(url, byte_range) as response:
@@ -191,7 +191,7 @@ def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], No
     except BadRange:  # the received bytes do not match this server's file
         part.unlink(missing_ok=True)
         raise
-    if total is not None and (size := size_of(part)) != total:
+    if total is not None and (size := file_bytes(part)) != total:
         raise Again(f"was truncated after {size:,} of {total:,} bytes")
     return resumed
 
@@ -201,7 +201,7 @@ def _pour(
 ) -> None:
     """Writes bytes of the response to `out`, up to `size`, as they arrive, so that a stall loses nothing."""
     while size is None or out.tell() < size:
-        block = response.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
+        block = response.read1(BLOCK_BYTES if size is None else min(BLOCK_BYTES, size - out.tell()))
         if not block:
             return
         out.write(block)

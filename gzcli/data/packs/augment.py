@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.types import Noise
-from gzcli.core.units import SIDES
-from gzcli.data.sets.registry import MAPS
+from gzcli.core.units import PACKED_SIDES
+from gzcli.data.sets.registry import MAP_KEYS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ class Augmentation(NamedTuple):
     most: float  # the largest allowed number
     what: str  # meaning of the number, for messages
     whole: bool = False  # whether the number is an integer
-    moves: bool = False  # whether it only moves pixels, and so applies to maps (MAPS) too
+    moves: bool = False  # whether it only moves pixels, and so applies to maps (MAP_KEYS) too
     least: float = 0  # the smallest allowed number
 
 
@@ -84,7 +84,9 @@ AUGMENTS = {
     "hflip": Augmentation(hflip, 0.5, 1, "the probability", moves=True),
     "crop": Augmentation(crop, 4, 64, "the padding in pixels", whole=True, moves=True),
     "mutate": Augmentation(mutate, 0.3, 1, "the probability"),
-    "patch": Augmentation(patch, 64, SIDES[-1], "the side in pixels", whole=True, moves=True, least=SIDES[0]),
+    "patch": Augmentation(
+        patch, 64, PACKED_SIDES[-1], "the side in pixels", whole=True, moves=True, least=PACKED_SIDES[0]
+    ),
     "jitter": Augmentation(jitter, 0.2, 1, "the strength"),
 }
 
@@ -127,7 +129,7 @@ def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         for augmentation, number in steps:
             draws = ReplayedNoise(noise)
-            unchanged = () if augmentation.moves else MAPS
+            unchanged = () if augmentation.moves else MAP_KEYS
             pictures = {
                 kind: u8 if kind in unchanged else augmentation.step(u8, draws.replay(), number)
                 for kind, u8 in pictures.items()

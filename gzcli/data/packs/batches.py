@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gzcli.core.devices import SideStream, kind_of
+from gzcli.core.devices import SideStream, device_kind
 from gzcli.core.errors import UsageError
 from gzcli.core.hints import advice, setting
-from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, from_rows, mix, moved
+from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, from_rows, mix, moved_to
 from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures, Prefetch, worker_count
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
-FEW = 4  # up to so many batches of a streamed split, workers take longer to start than decoding takes
+MAX_BATCHES_WITHOUT_WORKERS = (
+    4  # up to so many batches of a streamed split, workers take longer to start than decoding takes
+)
 # seed of the draw that makes a test set binary; models draw with other seeds
 BINARY_SEED = mix(0, "binarise")
 
@@ -35,7 +37,7 @@ def reader(
     device: torch.device, *, on_device: bool, streamed: bool
 ) -> Callable[[Callable[[int], Any], int], Any]:
     """A function of (read, step) that returns `read(step)`. For a GPU, it reads ahead."""
-    if on_device or not kind_of(device).streams:
+    if on_device or not device_kind(device).streams:
         return lambda read, step: read(step)
     if streamed:
         side = SideStream(device)
@@ -268,10 +270,10 @@ class TrainBatches:
         read = self.ahead.at(step).split(len(index[0])) if self.ahead else [None] * len(index)
         rows = [self.rows.take(rows, u8) for rows, u8 in zip(index, read, strict=True)]
         prepared = {
-            key: moved(torch.from_numpy(values[index[0].numpy()]), self.device)
+            key: moved_to(torch.from_numpy(values[index[0].numpy()]), self.device)
             for key, values in self.prepared.items()
         }
-        return moved(index[0], self.device), rows, prepared
+        return moved_to(index[0], self.device), rows, prepared
 
     def positions(self) -> np.ndarray:
         """Positions [n] in the split of the training images in use; with two domains, of the first one."""
@@ -343,7 +345,7 @@ def scan_by_content(
     rows = _rows_of(pack, split, parts, device, uncut=False, shaped=False)
     for (pictures, y, extra), replaced in zip(rows, replacements, strict=True):
         if replaced is not None:
-            pictures = pictures | {"x": moved(replaced, device)}
+            pictures = pictures | {"x": moved_to(replaced, device)}
         images = pictures["x"].cpu().numpy()
         hashes = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
         ids = [int.from_bytes(digest, "little") >> 1 for digest in hashes]  # 63 bits
@@ -362,7 +364,7 @@ def _noised(
 ) -> Batch:
     """A batch of images, uint8 [B, C, H, W] per kind, whose noise is seeded by `ids`."""
     pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
-    where = moved(torch.tensor(ids, dtype=torch.int64), device)
+    where = moved_to(torch.tensor(ids, dtype=torch.int64), device)
     return Batch(pictures.pop("x"), y, where, ImageNoise(seed, ids, device), pictures | extra)
 
 
@@ -373,7 +375,7 @@ def _rows_of(
     rows = _Rows(pack, split, device, whole=False, uncut=uncut, shaped=shaped)
     ahead = None
     if rows.streamed is not None:
-        workers = worker_count() if len(parts) > FEW else 0
+        workers = worker_count() if len(parts) > MAX_BATCHES_WITHOUT_WORKERS else 0
         ahead = Prefetch(rows.streamed, lambda i: parts[i].numpy(), workers, len(parts))
     for i, part in enumerate(parts):
         yield rows.take(part, ahead.at(i) if ahead else None)
@@ -407,7 +409,7 @@ class _Rows:
         further = pack.further(split, uncut=uncut)
         self.further = {kind: torch.from_numpy(np.asarray(array)) for kind, array in further.items()}
         size = self.images.nbytes * (1 + len(self.further))
-        self.whole = whole and not kind_of(device).shared and self.streamed is None and size <= ON_DEVICE
+        self.whole = whole and not device_kind(device).shared and self.streamed is None and size <= ON_DEVICE
         if self.whole:
             self.images = self.images.to(device)
             self.further = {kind: t.to(device) for kind, t in self.further.items()}
@@ -418,9 +420,9 @@ class _Rows:
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         shape = None if self.shapes is None else self.shapes[index[0]].tolist()[::-1]
         if self.whole:
-            index = moved(index, self.device)
-        y = None if self.labels is None else moved(self.labels.index_select(0, index), self.device)
+            index = moved_to(index, self.device)
+        y = None if self.labels is None else moved_to(self.labels.index_select(0, index), self.device)
         images = self.images.index_select(0, index) if u8 is None else u8
         images = images if shape is None else from_rows(images, (images.shape[1], *shape))
         further = {kind: t.index_select(0, index) for kind, t in self.further.items()}
-        return {kind: moved(t, self.device) for kind, t in {"x": images, **further}.items()}, y, extra
+        return {kind: moved_to(t, self.device) for kind, t in {"x": images, **further}.items()}, y, extra

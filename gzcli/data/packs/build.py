@@ -18,19 +18,22 @@ from gzcli.core.hints import advice, setting
 from gzcli.core.types import Report, Say, silent
 from gzcli.core.units import as_size, counted, sides
 from gzcli.data.packs.pack import SPLITS, PackFolder
-from gzcli.data.packs.stream import mapped, write_index
+from gzcli.data.packs.stream import map_blocks, write_index
 from gzcli.data.readers import pictures
 from gzcli.data.readers.images import Block, RawImages, size_of
-from gzcli.data.readers.values import VALUES, Values, fitted, measured, with_pictures
+from gzcli.data.readers.values import VALUES_KIND, Values, fitted, value_ranges, with_pictures
 from gzcli.data.sets.registry import Form, extras_in_words, import_line, split_sizes
 from gzcli.store.files import checksum, need_space, write_array, write_json
 
-LARGEST = 512  # largest side in pixels that is packed without `data.size`
+MAX_UNRESIZED_SIDE = 512  # largest side in pixels that is packed without `data.size`
 ASPECT = "aspect"  # a further image of each image: itself, in a shape near its own (`pictures.bucket`)
-HANDFUL, MANY = 10, 20  # a class of fewer images is reported if another one has so many times more
-TRAINED = 3  # images of a class that remain for training where validation or test takes one
-LOADED = 50_000_000  # bytes of images that are decoded again if sizes are mixed: seconds
-NAMED = 5  # maximum number of images or classes that a message names
+SMALL_CLASS_IMAGES, CLASS_RATIO = (
+    10,
+    20,
+)  # a class of fewer images is reported if another one has so many times more
+MIN_TRAINING_IMAGES = 3  # images of a class that remain for training where validation or test takes one
+MAX_DECODED_BYTES = 50_000_000  # bytes of images that are decoded again if sizes are mixed: seconds
+MAX_NAMED = 5  # maximum number of images or classes that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
 # by official split: int32 [N, 2], width and height of each image before packing
@@ -94,7 +97,7 @@ def build(
         "streamed": asdict(decoding) if streamed else None,
         "skipped": [e.message for e in bad.values()],
         "notes": [*_untested(images, plan), *_uneven(images, plan), *images.notes, *notes],
-        "extras": [kind for kind in images.extras if kind not in (ASPECT, VALUES)],
+        "extras": [kind for kind in images.extras if kind not in (ASPECT, VALUES_KIND)],
         "values": asdict(values) if values else None,
         **extra,
         "source_channels": native[0],
@@ -129,7 +132,7 @@ def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[R
     images."""
     if images.values is None or images.shape is None:
         return images, None
-    values = measured(images)
+    values = value_ranges(images)
     pictured, words = with_pictures(images, values), f"{counted(n, 'image')} of {values.words}"
     channels, height, width = images.shape
     fits = form.size is None or form.fit in ("crop", "stretch")
@@ -174,7 +177,7 @@ def _untested(images: RawImages, plan: Plan) -> list[str]:
     if labels is None or labels.ndim > 1 or target is None:
         return []
     splits = [labels[target == code] for code in np.unique(target[target > 0])]
-    few = [row for row, n in enumerate(np.bincount(labels)) if 0 < n < TRAINED + len(splits)]
+    few = [row for row, n in enumerate(np.bincount(labels)) if 0 < n < MIN_TRAINING_IMAGES + len(splits)]
     rare = [row for row in few if any(row not in split for split in splits)]
     if not rare:
         return []
@@ -183,8 +186,8 @@ def _untested(images: RawImages, plan: Plan) -> list[str]:
 
 def _named(images: RawImages, rows: list[int]) -> str:
     """The names of the first of these classes, and the number of the others."""
-    names = ", ".join(f"`{images.classes[row]}`" for row in rows[:NAMED])
-    return f"{names} and {len(rows) - NAMED:,} more" if len(rows) > NAMED else names
+    names = ", ".join(f"`{images.classes[row]}`" for row in rows[:MAX_NAMED])
+    return f"{names} and {len(rows) - MAX_NAMED:,} more" if len(rows) > MAX_NAMED else names
 
 
 def _uneven(images: RawImages, plan: Plan) -> list[str]:
@@ -197,7 +200,7 @@ def _uneven(images: RawImages, plan: Plan) -> list[str]:
     empty = [row for row, n in enumerate(counts) if not n]
     notes = [f"no training images: {_named(images, empty)}"] if empty else []
     low, high = min(filter(None, counts)), max(counts)
-    if low >= HANDFUL or high < MANY * low:
+    if low >= SMALL_CLASS_IMAGES or high < CLASS_RATIO * low:
         return notes
     small, large = (images.classes[counts.index(n)] for n in (low, high))
     return [*notes, f"`{small}` has {counted(low, 'training image')}, `{large}` has {high:,}"]
@@ -241,8 +244,8 @@ def _plan(images: RawImages, *, covered: bool) -> Plan:
 
 def covering(target: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The codes of a plan, int8 [N], of splits of the same sizes that cover the classes. Each split that is
-    drawn contains an image of each class of which TRAINED more are in training. A class with fewer images is
-    only trained on. A plan that covers the classes is not changed."""
+    drawn contains an image of each class of which MIN_TRAINING_IMAGES more are in training. A class with
+    fewer images is only trained on. A plan that covers the classes is not changed."""
     target, drawn = target.copy(), np.unique(target[target > 0])[::-1]
 
     def counts(code: int) -> np.ndarray:
@@ -257,13 +260,13 @@ def covering(target: np.ndarray, labels: np.ndarray) -> np.ndarray:
             target[[image, last]] = target[[last, image]]
 
     lacking = sum(counts(code) == 0 for code in drawn)
-    for label in np.flatnonzero(counts(0) < TRAINED + lacking):
+    for label in np.flatnonzero(counts(0) < MIN_TRAINING_IMAGES + lacking):
         for image in np.flatnonzero((labels == label) & (target > 0)).tolist():
             join(image, 0)
     for code in drawn:
         for label in np.setdiff1d(labels, labels[target == code]):
             spare = np.flatnonzero((labels == label) & (target == 0))
-            if len(spare) > TRAINED:
+            if len(spare) > MIN_TRAINING_IMAGES:
                 join(int(spare[0]), code)
     return target
 
@@ -330,13 +333,13 @@ def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
     every = np.concatenate(list(sizes.values()))  # [N, 2]
     width, height = every[0].tolist()
     too_many = limit is not None and planes * width * height > limit
-    return too_many or max(width, height) > LARGEST or len(np.unique(every, axis=0)) > 1
+    return too_many or max(width, height) > MAX_UNRESIZED_SIDE or len(np.unique(every, axis=0)) > 1
 
 
 def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, pictures.Decoding]:
     """The packed shape, and the decoding to it. Raises UsageError if the user must set a size."""
     c, h, w = native
-    if not form.size and not mixed and max(h, w) > LARGEST:
+    if not form.size and not mixed and max(h, w) > MAX_UNRESIZED_SIDE:
         hint = advice("use {} to resize them when they are packed", setting("data.size", 64))
         raise UsageError(
             f"the images of `{images.title}` are too large to use without resizing ({w}×{h} pixels)",
@@ -380,7 +383,7 @@ def _naming_unreadable(images: RawImages, form: Form) -> Iterator[None]:
 def _damaged(images: RawImages) -> list[MissingError]:
     """The errors of images that do not decode. Of the images after the first `LOADED` bytes, only the headers
     are read."""
-    bad, room = [], LOADED
+    bad, room = [], MAX_DECODED_BYTES
     for _, _, data, name in images.blocks():
         if isinstance(data, np.ndarray):
             continue
@@ -397,7 +400,7 @@ def _damaged(images: RawImages) -> list[MissingError]:
 def _unreadable(title: str, bad: Collection[MissingError]) -> str:
     """The message for images that did not decode."""
     messages = [e.message for e in bad]
-    listed = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
+    listed = "; ".join(messages[:MAX_NAMED]) + ("; …" if len(messages) > MAX_NAMED else "")
     return (
         f"{len(messages):,} images of `{title}` cannot be decoded: " if len(messages) > 1 else ""
     ) + listed
@@ -506,7 +509,7 @@ def _write_images(
         dtype: Any = np.uint8
         if kind == ASPECT:
             fit = replace(fit, decoding=replace(fit.decoding, bucketed=True))
-        if kind == VALUES and (values := fit.values):
+        if kind == VALUES_KIND and (values := fit.values):
             fit = replace(fit, of_values=True, shape=(values.channels, *fit.shape[1:]))
             dtype = np.uint8 if values.levels == 256 else np.float32
         row_files: dict[str, RowFile] = {}
@@ -515,7 +518,7 @@ def _write_images(
             for split, n in rows_of(plan).items():
                 row_files[split] = RowFile(files.array(split, kind), n, fit.shape, dtype)
                 opened.callback(row_files[split].file.close)
-            for block in mapped(fit, blocks(), work):
+            for block in map_blocks(fit, blocks(), work):
                 notes.update(block.notes)
                 any_resized |= block.resized and not kind
                 target, row = plan[block.split], places[block.split]
@@ -523,7 +526,7 @@ def _write_images(
                     bad.setdefault((block.split, block.start), block.images)
                     row_files[SPLITS[target[block.start]]].seen[row[block.start]] = True
                     continue
-                if kind and kind not in (ASPECT, VALUES):
+                if kind and kind not in (ASPECT, VALUES_KIND):
                     _check_sides(block, sizes[block.split][block.start].tolist())
                 else:
                     sizes[block.split][block.start : block.start + len(block.images)] = block.sides

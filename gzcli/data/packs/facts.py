@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from gzcli.data.readers.images import RawImages
 
 # Shape classes above 32 pixels, with the side up to which one reaches: the geometric mean of it and the next.
-CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
-SMALLEST = 45  # the side up to which images are in the class `grey` or `colour`
-SHAPES = ("grey", "colour", *CLASSES)
-FEW_IMAGES, FEW = "few", 5_000  # the section of small sets, and the training images up to which a set is one
+SHAPE_CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
+MAX_SMALL_SIDE = 45  # the side up to which images are in the class `grey` or `colour`
+SHAPES = ("grey", "colour", *SHAPE_CLASSES)
+FEW_IMAGES, MAX_FEW_IMAGES = (
+    "few",
+    5_000,
+)  # the section of small sets, and the training images up to which a set is one
 LOOKED_AT = 64  # images that are measured
 ONE_CHANNEL = "to train on one channel instead of three, use `--set data.channels=1`"
 
@@ -51,14 +54,14 @@ class Facts:
     def shape_class(self) -> str:
         """The name of the set's shape class, a key of SHAPES."""
         side = math.sqrt(self.height * self.width)
-        if side <= SMALLEST:
+        if side <= MAX_SMALL_SIDE:
             return "colour" if self.channels > 1 and not self.grey else "grey"
-        return next(name for name, most in CLASSES.items() if side <= most)
+        return next(name for name, most in SHAPE_CLASSES.items() if side <= most)
 
     @property
     def traits(self) -> tuple[str, ...]:
         """The sections of settings for the set, in addition to its shape class."""
-        return (FEW_IMAGES,) if self.n <= FEW else ()
+        return (FEW_IMAGES,) if self.n <= MAX_FEW_IMAGES else ()
 
     @property
     def words(self) -> str:

@@ -27,15 +27,15 @@ from gzcli.data.packs.pack import Pack, PackFolder, PackMeta
 from gzcli.data.packs.source import at_hand, read
 from gzcli.data.readers.images import walk
 from gzcli.data.sets.registry import DataSet, DataSpec, Form, OwnSet, is_fetched, locate
-from gzcli.store.files import check_regular, is_locked, lock, new_dir, sweep
+from gzcli.store.files import check_regular, is_locked, lock, new_dir, remove_leftovers
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import all_runs
 
 # versions of packing, for known sets and for the user's images; older packs are rebuilt
-RULE, OWN_RULE = 2, 10
+RULE_VERSION, OWN_RULE = 2, 10
 LONGEST_HEAD = 4096  # bytes at the beginning of an array
 PACK_LIMIT = 32_000_000_000  # bytes above which sets are streamed, unless `GZ_PACK_LIMIT` is set
-WAIT = "stop that process, or wait until it ends"
+WAIT_HINT = "stop that process, or wait until it ends"
 _uses = itertools.count()
 
 
@@ -128,7 +128,7 @@ def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pa
         with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
             if pack := find_pack(data, form):
                 return pack, False
-            sweep(folder.parent)
+            remove_leftovers(folder.parent)
             return _make(data, folder, form, say, progress), True
     except OSError as e:
         if (problem := system_error(e)) is None:
@@ -147,7 +147,7 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
     name = data.name if isinstance(data, DataSpec) else images.title
     say(f"packing `{name}`: {counted(sum(images.counts.values()), 'image')}")
     with new_dir(folder) as part:
-        extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
+        extra = {"fingerprint": made_of, "rule": RULE_VERSION, "facts": facts and asdict(facts)}
         extra["covered"] = isinstance(data, OwnSet) and not has_earlier_runs(data)
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
     meta = PackMeta.read(PackFolder(folder))
@@ -379,7 +379,7 @@ def fingerprint(data: DataSet) -> str | None:
 
     None if the path of an imported set no longer exists; its pack is then used unchecked.
     """
-    digest = hashlib.sha256(str(RULE if isinstance(data, DataSpec) else OWN_RULE).encode())
+    digest = hashlib.sha256(str(RULE_VERSION if isinstance(data, DataSpec) else OWN_RULE).encode())
     if isinstance(data, DataSpec):
         digest.update(repr([(f.name, f.sha256 or f.md5) for f in data.files]).encode())
         return digest.hexdigest()
@@ -437,10 +437,10 @@ def alone(data: DataSet) -> Iterator[None]:
     raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
     with lock(_gate(data)):
         if users := _other_users(data):
-            raise UsageError(f"`{data.reference}` is being used by process {users[0]}", hint=WAIT)
+            raise UsageError(f"`{data.reference}` is being used by process {users[0]}", hint=WAIT_HINT)
         with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as acquired:
             if not acquired:
-                raise UsageError(f"`{data.reference}` is being downloaded by another process", hint=WAIT)
+                raise UsageError(f"`{data.reference}` is being downloaded by another process", hint=WAIT_HINT)
             yield
 
 

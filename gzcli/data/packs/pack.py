@@ -36,8 +36,8 @@ META_TYPES: dict[str, type] = {  # types of the keys that `meta.json` must have
 }
 
 
-NAMED = 5  # maximum number of classes that a message names
-RECORDED = (
+MAX_NAMED_CLASSES = 5  # maximum number of classes that a message names
+RECORDED_KEYS = (
     "name",
     "digest",
     "shape",
@@ -345,7 +345,7 @@ def record_data(folder: Path, meta: PackMeta) -> None:
     file = Run(folder).environment_file
     env = Run(folder).environment
     if not env.get("data"):
-        write_json(file, env | {"data": {key: getattr(meta, key) for key in RECORDED}})
+        write_json(file, env | {"data": {key: getattr(meta, key) for key in RECORDED_KEYS}})
 
 
 def check_unchanged(folder: Path, meta: PackMeta) -> None:
@@ -354,7 +354,9 @@ def check_unchanged(folder: Path, meta: PackMeta) -> None:
     before = Run(folder).environment.get("data") or {}
     if before.get("name") != meta.name or before.get("digest") == meta.digest:
         return
-    now = {key: list(value) if isinstance(value := getattr(meta, key), tuple) else value for key in RECORDED}
+    now = {
+        key: list(value) if isinstance(value := getattr(meta, key), tuple) else value for key in RECORDED_KEYS
+    }
     try:
         changes = ", ".join(_changes(before, now))
     except (KeyError, TypeError, ValueError):  # a damaged record does not end a training
@@ -370,8 +372,12 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     added = [name for name in now["classes"] if name not in before["classes"]]
     for change, names in (("missing", gone), ("new", added)):
         if names:
-            remainder = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            changes.append(f"{change} classes {' '.join(f'`{name}`' for name in names[:NAMED])}{remainder}")
+            remainder = (
+                f" and {len(names) - MAX_NAMED_CLASSES} more" if len(names) > MAX_NAMED_CLASSES else ""
+            )
+            changes.append(
+                f"{change} classes {' '.join(f'`{name}`' for name in names[:MAX_NAMED_CLASSES])}{remainder}"
+            )
     for split in SPLITS:
         if before["counts"][split] != now["counts"][split]:
             changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")

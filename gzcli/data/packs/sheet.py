@@ -14,10 +14,10 @@ from gzcli.core.streams import in_a_line
 from gzcli.data.packs.pack import Pack
 from gzcli.store.png import font_of, picture_of, save_png
 
-COLUMNS, ROWS = 10, 40  # images per row, and maximum number of rows
-SIDE = 64  # side in pixels to which smaller images are enlarged, by an integer factor
+IMAGES_PER_ROW, MAX_ROWS = 10, 40  # images per row, and maximum number of rows
+MIN_SHOWN_SIDE = 64  # side in pixels to which smaller images are enlarged, by an integer factor
 PAD, TEXT = 3, 14  # pixels between images, and of a line of text
-LETTERS = 26  # maximum number of letters of a name
+MAX_NAME_LETTERS = 26  # maximum number of letters of a name
 
 Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C, H, W]
 
@@ -27,17 +27,17 @@ def draw(pack: Pack, path: Path) -> Path:
     for each split if there are no classes. Then follow rows of images and their further images (`before`,
     `control`)."""
     every = list(_rows(pack))
-    rows, omitted = every[:ROWS], len(every) - ROWS
+    rows, omitted = every[:MAX_ROWS], len(every) - MAX_ROWS
     _, high, wide = pack.meta.shape
-    scale = max(1, round(SIDE / max(high, wide)))
+    scale = max(1, round(MIN_SHOWN_SIDE / max(high, wide)))
     cell = wide * scale + PAD
     font = font_of(TEXT - 2)
     margin = int(max(font.getlength(text) for name, remark, _ in rows for text in (name, remark))) + 4 * PAD
-    width = margin + COLUMNS * cell
+    width = margin + IMAGES_PER_ROW * cell
     letters = int(width / font.getlength("n"))
     titles = textwrap.wrap(in_a_line(f"{Path(pack.meta.title).name}: {pack.meta.words}"), letters)
     if omitted > 0:
-        titles.append(f"the first {ROWS} of {len(every)} rows")
+        titles.append(f"the first {MAX_ROWS} of {len(every)} rows")
     top = len(titles) * (TEXT + PAD) + 2 * PAD
     height = max(high * scale + PAD, 2 * TEXT + 2 * PAD)
     sheet = Image.new("RGB", (width, top + height * len(rows)), "white")
@@ -75,7 +75,7 @@ def _rows(pack: Pack) -> Iterator[Row]:
         for i, row in enumerate(class_counts(pack)):
             having = np.flatnonzero(y[:, i] if y.ndim == 2 else y == i)
             name = in_a_line(row["name"])
-            name = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+            name = name if len(name) <= MAX_NAME_LETTERS else f"{name[: MAX_NAME_LETTERS - 1]}…"
             yield name, f"{row['train']:,} train", pack.images("train")[_spread(having)]
     else:
         for split, n in pack.meta.counts.items():
@@ -91,4 +91,4 @@ def _spread(rows: np.ndarray) -> np.ndarray:
     """Evenly spaced rows, as many as the sheet has columns."""
     if not len(rows):
         return rows
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(IMAGES_PER_ROW, len(rows))).astype(int))]

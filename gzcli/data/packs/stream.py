@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Index = Sequence[int] | np.ndarray
 
-FEW = 4000  # up to so many images, packing in this process is faster than starting others
-CHUNK = 64  # maximum number of blocks in a worker's chunk
+MAX_IMAGES_IN_PROCESS = 4000  # up to so many images, packing in this process is faster than starting others
+MAX_CHUNK_BLOCKS = 64  # maximum number of blocks in a worker's chunk
 CHUNK_BYTES = 1 << 22  # bytes at which a chunk is complete earlier
 CHUNKS_AHEAD = 3  # chunks in flight for each worker
 MOST_WORKERS = 8  # of one process
@@ -49,12 +49,12 @@ _main_hidden = threading.Lock()
 # --- blocks, while a set is packed ---
 
 
-def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
+def map_blocks(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
     """Yields f(block) for each block in order; `work` is the number of images that f must decode.
 
     Several threads would be no faster than one, because decoding small images keeps the interpreter's lock.
     """
-    count = cores() if work > FEW else 1
+    count = cores() if work > MAX_IMAGES_IN_PROCESS else 1
     if count == 1:
         yield from map(f, blocks)
         return
@@ -89,7 +89,7 @@ def _chunks(blocks: Iterable[Block]) -> Iterator[list[Block]]:
     for block in blocks:
         chunk.append(block)
         size += size_of(block.data)
-        if len(chunk) >= CHUNK or size >= CHUNK_BYTES:
+        if len(chunk) >= MAX_CHUNK_BLOCKS or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:

@@ -20,7 +20,7 @@ from typing import Any
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted, number_in, size
 from gzcli.data.readers.images import (
-    TABLES,
+    TABLE_ENDINGS,
     Content,
     Members,
     Span,
@@ -33,16 +33,17 @@ from gzcli.data.readers.images import (
 )
 
 MAX_ARCHIVE = 200_000_000_000  # maximum of unpacked bytes, unless `GZ_MAX_ARCHIVE` is set
-# An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
-# Images of one colour, as a collapsed sampler makes them, have any ratio: DENSE contains 50,000 of 256×256.
-RATIO = 200
-DENSE = 10_000_000_000
+# An archive of more than MAX_DENSE_BYTES unpacked bytes, and more than MAX_RATIO for each packed one, is
+# taken for a bomb. Images of one colour, as a collapsed sampler makes them, have any ratio: MAX_DENSE_BYTES
+# contains 50,000 of 256×256.
+MAX_RATIO = 200
+MAX_DENSE_BYTES = 10_000_000_000
 LONGEST_NAME = 1 << 17  # maximum bytes of a name, or of other facts about a member of a tar
 _NAMING = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
-HEIC = (".heic", ".heif")  # photos of many phones
+HEIC_ENDINGS = (".heic", ".heif")  # photos of many phones
 LOCAL_HEADER = 30  # bytes before a zip member's name
 # What zipfile and tarfile raise for damaged files. ValueError and those after it come of headers of numbers
 # that are none, or that lie one upon the other.
@@ -75,9 +76,9 @@ def open_members(path: Path, accepts: Callable[[str], bool]) -> Members:
     if re.search(r"\.(tar|tgz|tar\.\w+)$", name) or tarfile.is_tarfile(path):
         return Tar(path, accepts)
     hint = "give a folder, a zip, a tar or an npz"
-    if path.suffix.lower() in TABLES:
+    if path.suffix.lower() in TABLE_ENDINGS:
         hint = "give the folder that contains it and the images"
-    elif path.suffix.lower() in HEIC:
+    elif path.suffix.lower() in HEIC_ENDINGS:
         hint = "convert it to JPEG or PNG"
     raise UsageError(f"`{path}` is not a set of images", hint=hint)
 
@@ -109,8 +110,8 @@ def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
     if unpacked > most:
         hint = f"if you trust it, set `GZ_MAX_ARCHIVE={unpacked}`"
         raise MissingError(f"`{path}` is refused: it unpacks to more than {size(most)}", hint=hint)
-    if unpacked > DENSE and unpacked > RATIO * max(packed, 1):
-        raise refused(path, f"it unpacks to {size(unpacked)}, more than {RATIO} times its size")
+    if unpacked > MAX_DENSE_BYTES and unpacked > MAX_RATIO * max(packed, 1):
+        raise refused(path, f"it unpacks to {size(unpacked)}, more than {MAX_RATIO} times its size")
 
 
 def refused(path: Path, why: str) -> MissingError:

@@ -19,10 +19,10 @@ from posixpath import normpath, splitext
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted
-from gzcli.data.readers.hub import LABELS
-from gzcli.data.readers.images import LABEL, METADATA, TABLES, Members, may_be_picture
+from gzcli.data.readers.hub import LABEL_COLUMNS
+from gzcli.data.readers.images import LABEL_ENDING, METADATA, TABLE_ENDINGS, Members, may_be_picture
 from gzcli.data.readers.texts import lines_of, rows_of, text_of
-from gzcli.data.sets.registry import CAPTIONS, TARGETS, further_of
+from gzcli.data.sets.registry import CAPTIONS, TARGET_KEYS, further_of
 
 
 def _texts(title: str, members: Members, names: list[str]) -> Iterator[tuple[str, str]]:
@@ -84,7 +84,7 @@ def _metadata_line(line: str, place: str) -> tuple[str, str, dict[str, str]]:
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
         pictures = {k: v for k, v in row.items() if isinstance(v, str) and may_be_picture(v)}
-        targets = [pictures[key] for key in TARGETS if key in pictures]
+        targets = [pictures[key] for key in TARGET_KEYS if key in pictures]
         picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
         caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
     except (ValueError, KeyError, StopIteration, AttributeError, RecursionError) as e:
@@ -114,19 +114,19 @@ def labels(title: str, members: Members, names: list[str]) -> tuple[dict[str, st
 
 def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:
     """The labels in `NAME.cls` files by image, for all images or none."""
-    files = [name for name in members.names if name.endswith(LABEL)]
-    picture_of = {splitext(name)[0] + LABEL: name for name in names} if files else {}
+    files = [name for name in members.names if name.endswith(LABEL_ENDING)]
+    picture_of = {splitext(name)[0] + LABEL_ENDING: name for name in names} if files else {}
     texts = _texts(title, members, [name for name in files if name in picture_of])
     labels = {picture_of[name]: text.strip() for name, text in texts}
     if labels and (lacking := next((name for name in names if not labels.get(name)), None)):
         hint = "give every image a label file, or none"
-        raise UsageError(f"`{title}` has no label file (`{LABEL}`) for `{lacking}`", hint=hint)
+        raise UsageError(f"`{title}` has no label file (`{LABEL_ENDING}`) for `{lacking}`", hint=hint)
     return labels
 
 
 def _listed(title: str, members: Members, names: list[str]) -> tuple[dict[str, str], list[str]]:
     """The labels of images by the tables that list them, for all images or none, and notes on the tables."""
-    tables = [name for name in members.names if splitext(name)[1].lower() in TABLES]
+    tables = [name for name in members.names if splitext(name)[1].lower() in TABLE_ENDINGS]
     labels: dict[str, str] = {}
     used: list[str] = []
     notes: list[str] = []
@@ -185,14 +185,14 @@ def _image_finder(table: str, names: list[str]) -> Callable[[str], str | None]:
 
 
 def _label_column(heads: list[str], at: int, pairs: Sequence[tuple[str, list[str]]]) -> tuple[int, str]:
-    """The column of labels, and why there is none: a column of LABELS, or the only one besides that of names
-    if its cells repeat."""
+    """The column of labels, and why there is none: a column of LABEL_COLUMNS, or the only one besides that of
+    names if its cells repeat."""
     others = {head: i for i, head in enumerate(heads) if i != at}
-    if named := [others[key] for key in LABELS if key in others]:
+    if named := [others[key] for key in LABEL_COLUMNS if key in others]:
         return named[0], ""
     column = 1 - at
     if len(heads) != 2 or heads[column] in CAPTIONS:
-        return 0, f"it has no column `{LABELS[0]}`"
+        return 0, f"it has no column `{LABEL_COLUMNS[0]}`"
     repeated = 2 * len({row[column] for _, row in pairs}) <= len({name for name, _ in pairs})
     return column, "" if repeated else "its labels do not repeat"
 

@@ -15,15 +15,15 @@ from gzcli.data.readers.images import RawImages, from_arrays
 from gzcli.data.sets import registry
 from gzcli.data.sets.registry import DataSpec
 
-SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
+DRAWING_SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
 
 
 def distance(drawing: np.ndarray) -> np.ndarray:
-    """The signed distance, float32, to the outline of a drawing, bool [SIDE, SIDE], in units of half its
-    side."""
+    """The signed distance, float32, to the outline of a drawing, bool [DRAWING_SIDE, DRAWING_SIDE], in units
+    of half its side."""
     from scipy.ndimage import distance_transform_edt as edt
 
-    return ((edt(drawing) - edt(~drawing)) * (2 / SIDE)).astype(np.float32)
+    return ((edt(drawing) - edt(~drawing)) * (2 / DRAWING_SIDE)).astype(np.float32)
 
 
 def matrices(angle: np.ndarray, shear: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -40,8 +40,10 @@ def pictures(
     """Images [N, side, side] of one form, float32: the fraction of each pixel that the form covers."""
     from scipy.ndimage import map_coordinates
 
-    back = np.linalg.inv(maps) * (SIDE / 2)  # maps pixels of the image to those of the drawing, (x, y)
-    first = (SIDE - 1) / 2 - np.einsum("nij,nj->ni", back, center)
+    back = np.linalg.inv(maps) * (
+        DRAWING_SIDE / 2
+    )  # maps pixels of the image to those of the drawing, (x, y)
+    first = (DRAWING_SIDE - 1) / 2 - np.einsum("nij,nj->ni", back, center)
     across = np.arange(side) - (side - 1) / 2
     column, row = (  # coordinates in the drawing for each pixel of each image: [N, side, side]
         first[:, i, None, None]
@@ -67,8 +69,8 @@ FACES = (
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
     *("cmr10", "cmb10", ITALIC.stem, "cmss10", "cmtt10"),
 )
-LETTERS = 88  # pixels of an em in the large drawing, so that the widest letter fits into it
-CAPITAL, WIDEST = 18.5, 19.5  # pixels of a glyph's height and, at most, of its width
+PIXELS_PER_EM = 88  # pixels of an em in the large drawing, so that the widest letter fits into it
+GLYPH_HEIGHT, MAX_GLYPH_WIDTH = 18.5, 19.5  # pixels of a glyph's height and, at most, of its width
 
 
 def glyphs(spec: DataSpec) -> RawImages:
@@ -87,29 +89,29 @@ def glyphs(spec: DataSpec) -> RawImages:
             if not len(rows):
                 continue
             form, high, wide = _glyph(name, character)
-            scale = np.array([min(CAPITAL / high, WIDEST / wide), CAPITAL / high])
+            scale = np.array([min(GLYPH_HEIGHT / high, MAX_GLYPH_WIDTH / wide), GLYPH_HEIGHT / high])
             glyph_images = pictures(form, maps[rows] * scale, center[rows], bolder[rows], spec.size)
             images[rows, 0] = np.rint(255 * glyph_images)
     return _halved(spec, images, label)
 
 
 def _glyph(face: str, character: str) -> tuple[np.ndarray, float, float]:
-    """The signed distance [SIDE, SIDE] to the outline of a character in the middle of the drawing, and its
-    height and width in units of half the drawing's side."""
+    """The signed distance [DRAWING_SIDE, DRAWING_SIDE] to the outline of a character in the middle of the
+    drawing, and its height and width in units of half the drawing's side."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     path = ITALIC if face == ITALIC.stem else Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
-    font = ImageFont.truetype(str(path), LETTERS, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(str(path), PIXELS_PER_EM, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = font.getbbox(character)
-    canvas = Image.new("L", (SIDE, SIDE))
-    corner = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
+    canvas = Image.new("L", (DRAWING_SIDE, DRAWING_SIDE))
+    corner = ((DRAWING_SIDE - left - right) / 2, (DRAWING_SIDE - top - bottom) / 2)
     ImageDraw.Draw(canvas).text(corner, character, 255, font)
     inside = np.asarray(canvas) > 127
-    return distance(inside), (bottom - top) * 2 / SIDE, (right - left) * 2 / SIDE
+    return distance(inside), (bottom - top) * 2 / DRAWING_SIDE, (right - left) * 2 / DRAWING_SIDE
 
 
-COLOURS = {
+FORM_COLOURS = {
     "red": (222, 45, 45),
     "orange": (250, 140, 22),
     "yellow": (250, 219, 60),
@@ -120,10 +122,10 @@ COLOURS = {
     "pink": (246, 120, 186),
 }
 SIZES = ("small", "medium", "large")
-PLACES = ("left", "right", "top", "bottom", "centre")
-SMALLEST, LARGEST = 5.0, 11.0  # pixels from the middle of a form to its farthest point
-ROUND = ("circle", "ring")  # these look the same at all angles
-REACH = 0.8  # of half the large drawing, to a form's farthest point: the outline stays off its edge
+FORM_PLACES = ("left", "right", "top", "bottom", "centre")
+MIN_FORM_RADIUS, MAX_FORM_RADIUS = 5.0, 11.0  # pixels from the middle of a form to its farthest point
+ROUND_FORMS = ("circle", "ring")  # these look the same at all angles
+FORM_REACH = 0.8  # of half the large drawing, to a form's farthest point: the outline stays off its edge
 
 Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x and y of points → whether a form covers them
 
@@ -132,8 +134,8 @@ Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x and y of points →
 class Factors:
     """The factors of each image, as arrays."""
 
-    kind: np.ndarray  # number in KINDS, [N]
-    colour: np.ndarray  # number in COLOURS, [N]
+    kind: np.ndarray  # number in FORM_KINDS, [N]
+    colour: np.ndarray  # number in FORM_COLOURS, [N]
     radius: np.ndarray  # pixels from the middle of the form to its farthest point, [N]
     center: np.ndarray  # pixels to the right of and below the middle of the image, [N, 2]
     angle: np.ndarray  # degrees clockwise, [N]; 0 if a rotation is invisible
@@ -141,11 +143,15 @@ class Factors:
     @property
     def size(self) -> np.ndarray:
         """Index in SIZES, [N]: thirds of the radius."""
-        return np.floor(3 * (self.radius - SMALLEST) / (LARGEST - SMALLEST)).clip(0, 2).astype(np.int64)
+        return (
+            np.floor(3 * (self.radius - MIN_FORM_RADIUS) / (MAX_FORM_RADIUS - MIN_FORM_RADIUS))
+            .clip(0, 2)
+            .astype(np.int64)
+        )
 
     @property
     def places(self) -> np.ndarray:
-        """Which of PLACES apply, bool [N, 5]. Left, right, top and bottom begin two pixels from the
+        """Which of FORM_PLACES apply, bool [N, 5]. Left, right, top and bottom begin two pixels from the
         middle."""
         x, y = self.center.T
         off = np.stack([x < -2, x > 2, y < -2, y > 2], 1)
@@ -156,22 +162,22 @@ def factors(n: int) -> Factors:
     """The factors of the first n images: kinds and colours alternate, the others are uniform."""
     rng = np.random.RandomState(0)  # its stream is frozen
     radius, place, angle = np.split(rng.uniform(size=(n, 4)), [1, 3], 1)
-    kind, colour = np.arange(n) % len(KINDS), np.arange(n) // len(KINDS) % len(COLOURS)
-    radius = SMALLEST + (LARGEST - SMALLEST) * radius[:, 0]
+    kind, colour = np.arange(n) % len(FORM_KINDS), np.arange(n) // len(FORM_KINDS) % len(FORM_COLOURS)
+    radius = MIN_FORM_RADIUS + (MAX_FORM_RADIUS - MIN_FORM_RADIUS) * radius[:, 0]
     center = (2 * place - 1) * (15.5 - radius[:, None])
-    turned = ~np.isin(kind, [KINDS.index(name) for name in ROUND])
+    turned = ~np.isin(kind, [FORM_KINDS.index(name) for name in ROUND_FORMS])
     return Factors(kind, colour, radius, center, 360 * angle[:, 0] * turned)
 
 
 def shapes(spec: DataSpec) -> RawImages:
     """Shapes of 8 kinds and 8 colours. The class is the kind; the caption states the factors in words."""
     facts = factors(spec.n_train + spec.n_test)
-    colours = list(COLOURS)
+    colours = list(FORM_COLOURS)
     words = []
     for size, colour, kind, there in zip(facts.size, facts.colour, facts.kind, facts.places, strict=True):
-        height_first = " ".join(PLACES[i] for i in (2, 3, 0, 1) if there[i])
+        height_first = " ".join(FORM_PLACES[i] for i in (2, 3, 0, 1) if there[i])
         where = f"at the {height_first}" if height_first else "in the centre"
-        words.append(f"a {SIZES[size]} {colours[colour]} {KINDS[kind]} {where}")
+        words.append(f"a {SIZES[size]} {colours[colour]} {FORM_KINDS[kind]} {where}")
     captions = {"train": words[: spec.n_train], "test": words[spec.n_train :]}
     return replace(_halved(spec, _draw_shapes(facts, spec.size), facts.kind), captions=captions)
 
@@ -181,7 +187,7 @@ def shapes_factors(spec: DataSpec) -> RawImages:
     facts = factors(spec.n_train + spec.n_test)
     labels = [
         np.eye(len(names), dtype=np.uint8)[index]
-        for names, index in ((KINDS, facts.kind), (COLOURS, facts.colour), (SIZES, facts.size))
+        for names, index in ((FORM_KINDS, facts.kind), (FORM_COLOURS, facts.colour), (SIZES, facts.size))
     ]
     every = np.concatenate([*labels, facts.places], 1).astype(np.uint8)
     return _halved(spec, _draw_shapes(facts, spec.size), every)
@@ -194,14 +200,18 @@ def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
     first, last = draw(205, 250, (2, n, 3, 1, 1)).astype(np.float32)
     way = draw(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
     across = np.linspace(-1, 1, side, dtype=np.float32) / np.sqrt(8, dtype=np.float32)
-    ink = np.array(list(COLOURS.values()), np.float32)[facts.colour][:, :, None, None]
-    maps = matrices(np.deg2rad(facts.angle), np.zeros(n), np.repeat(facts.radius[:, None] / REACH, 2, 1))
-    grid = (2 * np.arange(SIDE) + 1) / SIDE - 1
-    x, y = (axis / REACH for axis in np.meshgrid(grid, -grid))  # coordinates of the large drawing, y upwards
+    ink = np.array(list(FORM_COLOURS.values()), np.float32)[facts.colour][:, :, None, None]
+    maps = matrices(np.deg2rad(facts.angle), np.zeros(n), np.repeat(facts.radius[:, None] / FORM_REACH, 2, 1))
+    grid = (2 * np.arange(DRAWING_SIDE) + 1) / DRAWING_SIDE - 1
+    x, y = (
+        axis / FORM_REACH for axis in np.meshgrid(grid, -grid)
+    )  # coordinates of the large drawing, y upwards
     images = np.empty((n, 3, side, side), np.uint8)
-    for i, name in enumerate(KINDS):
+    for i, name in enumerate(FORM_KINDS):
         rows = facts.kind == i
-        covered = pictures(distance(INSIDE[name](x, y)), maps[rows], facts.center[rows], 0.0, side)[:, None]
+        covered = pictures(distance(FORM_INSIDES[name](x, y)), maps[rows], facts.center[rows], 0.0, side)[
+            :, None
+        ]
         share = 0.5 + (np.cos(way[rows]) * across + np.sin(way[rows]) * across[:, None])[:, None]
         background = first[rows] + (last[rows] - first[rows]) * share
         images[rows] = np.rint(background + (ink[rows] - background) * covered)
@@ -227,7 +237,7 @@ def _corners(count: int, *radii: float) -> Inside:
 
 
 # The inside of each form, at x and y (upwards) in units of the distance of its farthest point.
-INSIDE: dict[str, Inside] = {
+FORM_INSIDES: dict[str, Inside] = {
     "circle": _disc,
     "ring": lambda x, y: _disc(x, y) & ~_disc(x, y, 0.55),
     "moon": lambda x, y: _disc(x, y) & ~_disc(x - 0.5, y, 0.8),
@@ -237,8 +247,8 @@ INSIDE: dict[str, Inside] = {
     "star": _corners(10, 1.0, 0.45),
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 0.95),
 }
-KINDS = tuple(INSIDE)
-FACTORS = (*KINDS, *COLOURS, *SIZES, *PLACES)  # the classes of `shapes-factors`
+FORM_KINDS = tuple(FORM_INSIDES)
+FACTORS = (*FORM_KINDS, *FORM_COLOURS, *SIZES, *FORM_PLACES)  # the classes of `shapes-factors`
 
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -318,8 +328,8 @@ def patches(spec: DataSpec) -> RawImages:
 
 EMOJI_SHEET, EMOJI_TABLE = (Path(registry.__file__).with_name(f"emoji.{kind}") for kind in ("webp", "tsv"))
 EMOJI_SIDE = 32  # pixels a side in the sheet
-STRIKE, BITMAP = 109, (136, 128)  # the one size of Noto's bitmaps, and their width and height
-FONT = "NotoColorEmoji.ttf"
+STRIKE_SIZE, BITMAP = 109, (136, 128)  # the one size of Noto's bitmaps, and their width and height
+EMOJI_FONT = "NotoColorEmoji.ttf"
 
 
 def emoji(spec: DataSpec) -> RawImages:
@@ -348,10 +358,12 @@ def emoji_font() -> Path:
     """The installed font. Raises MissingError if there is none."""
     from matplotlib.font_manager import findSystemFonts
 
-    if path := next((path for path in findSystemFonts() if Path(path).name == FONT), None):
+    if path := next((path for path in findSystemFonts() if Path(path).name == EMOJI_FONT), None):
         return Path(path)
     hint = "install it (Debian: `apt install fonts-noto-color-emoji`), or train at `data.size=32`"
-    raise MissingError(f"`emoji` above 32 pixels is drawn with `{FONT}`, which is not installed", hint=hint)
+    raise MissingError(
+        f"`emoji` above 32 pixels is drawn with `{EMOJI_FONT}`, which is not installed", hint=hint
+    )
 
 
 def draw_emoji(texts: Sequence[str], side: int, font: Path) -> np.ndarray:
@@ -362,7 +374,7 @@ def draw_emoji(texts: Sequence[str], side: int, font: Path) -> np.ndarray:
     if not features.check("raqm"):
         hint = "install `libfribidi0`, or train at `data.size=32`"
         raise MissingError("Pillow has no text shaping here: a flag would be drawn as letters", hint=hint)
-    noto = ImageFont.truetype(str(font), STRIKE, layout_engine=ImageFont.Layout.RAQM)
+    noto = ImageFont.truetype(str(font), STRIKE_SIZE, layout_engine=ImageFont.Layout.RAQM)
     wide, high = BITMAP
     left = (wide - high) // 2  # no bitmap has ink in the columns that are cut off
     images = np.empty((len(texts), 3, side, side), np.uint8)

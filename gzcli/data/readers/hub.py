@@ -18,7 +18,7 @@ from gzcli.core.errors import MissingError, UsageError, first_line, install_line
 from gzcli.core.formats import extra_of
 from gzcli.core.units import counted
 from gzcli.data.readers.images import (
-    PROBES,
+    PROBED_IMAGES,
     Block,
     Blocks,
     Content,
@@ -36,8 +36,8 @@ MOST_FOLDERS = 30  # with more subfolders than this, a folder is one of classes
 NAMED_AS_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a folder of `save_to_disk`
 # Columns that may contain labels as plain numbers or texts; the first that is there counts.
-LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")
-MOST_CLASSES = 10_000  # maximum number of classes in a column of numbers
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")
+MAX_HUB_CLASSES = 10_000  # maximum number of classes in a column of numbers
 
 
 def is_dataset_folder(path: Path) -> bool:
@@ -249,8 +249,8 @@ def dataset_folder(path: Path) -> RawImages:
 
     - images: the first column of images whose name does not denote further images
     - further images: columns of images whose names denote them (`conditioning_image`, `input_image`, …)
-    - labels: the first column of class labels, otherwise a column of LABELS with integers or texts. A split
-    other than train whose labels are all −1 (hidden on the hub) is omitted.
+    - labels: the first column of class labels, otherwise a column of LABEL_COLUMNS with integers or texts. A
+    split other than train whose labels are all −1 (hidden on the hub) is omitted.
     - captions: a column `text`, `caption`, `edit_prompt` or `instruction`
     """
     splits = _splits(path)
@@ -290,7 +290,8 @@ def dataset_folder(path: Path) -> RawImages:
         labels,
         blocks_of(image),
         probe=lambda: (
-            checked_picture(image, "train", i, cell) for i, cell in splits["train"].spread_rows(image, PROBES)
+            checked_picture(image, "train", i, cell)
+            for i, cell in splits["train"].spread_rows(image, PROBED_IMAGES)
         ),
         captions={s: [text or "" for text in rows.values(caption)] for s, rows in splits.items() if caption},
         further={kind: blocks_of(column) for kind, column in further.items()},
@@ -302,7 +303,7 @@ def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[
     """The classes, the labels int64 [N] of each split, and notes on omissions."""
     kinds = splits["train"].kinds
     labelled = next((name for name, kind in kinds.items() if kind == "class"), None)
-    column = labelled or next((name for name in LABELS if kinds.get(name) in ("int", "text")), None)
+    column = labelled or next((name for name in LABEL_COLUMNS if kinds.get(name) in ("int", "text")), None)
     if column is None:
         return (), {}, []
     values = {split: rows.values(column) for split, rows in splits.items()}
@@ -323,7 +324,7 @@ def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[
     elif labelled:
         classes = splits["train"].classes[column]
     else:
-        classes = tuple(map(str, range(min(max(every, default=0) + 1, MOST_CLASSES))))
+        classes = tuple(map(str, range(min(max(every, default=0) + 1, MAX_HUB_CLASSES))))
     if any(not 0 <= label < len(classes) for y in values.values() for label in y):
         raise unlabelled
     return classes, {split: np.asarray(y, np.int64) for split, y in values.items()}, notes

@@ -15,7 +15,7 @@ from posixpath import splitext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gzcli.core import formats
-from gzcli.core.errors import EXHAUSTED, MissingError
+from gzcli.core.errors import EXHAUSTED_ERRORS, MissingError
 from gzcli.core.formats import ARRAY, IMAGE, endings_of
 from gzcli.core.units import counted
 from gzcli.data.sets.registry import DataSpec
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 LARGEST_FILE = 1 << 30  # maximum bytes of an image
-FORMATS = tuple(each.reader for each in formats.FORMATS if each.content == IMAGE)  # Pillow's names of them
+PILLOW_FORMATS = tuple(
+    each.reader for each in formats.FORMATS if each.content == IMAGE
+)  # Pillow's names of them
 SUFFIXES, ARRAYS = endings_of(IMAGE), endings_of(ARRAY)
 METADATA = "metadata.jsonl"
-LABEL = ".cls"  # what WebDataset calls the file of an image's label
-TABLES = (".csv", ".tsv")  # files that may list the labels of images
+LABEL_ENDING = ".cls"  # what WebDataset calls the file of an image's label
+TABLE_ENDINGS = (".csv", ".tsv")  # files that may list the labels of images
 _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
 # folders that hold images of any kind, and folders of images that mark others
-IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
-MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
+IMAGE_FOLDERS = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
+MASK_FOLDERS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
 
 Folders = dict[str, tuple[str, ...]]  # name of an image → its folders, the outermost first
 Content = bytes | MissingError  # the bytes of an image file, or the reason why it cannot be read
@@ -100,7 +102,7 @@ def is_regular(path: Path) -> bool:
 def refuse_exhausted(e: Exception) -> None:
     """Raises an error of opening a file that is of the process rather than of the file, such as too many open
     files. No file may be skipped for it."""
-    if isinstance(e, OSError) and e.errno in EXHAUSTED:
+    if isinstance(e, OSError) and e.errno in EXHAUSTED_ERRORS:
         raise e
 
 
@@ -178,7 +180,11 @@ class PictureFilter:
         if is_hidden(name):
             return False
         path = PurePosixPath(name)
-        if path.name == METADATA or path.suffix in (".txt", LABEL) or path.suffix.lower() in TABLES:
+        if (
+            path.name == METADATA
+            or path.suffix in (".txt", LABEL_ENDING)
+            or path.suffix.lower() in TABLE_ENDINGS
+        ):
             return True
         self.ignored[path.suffix.lower() or path.name] += 1
         return False
@@ -351,7 +357,7 @@ def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], arrays: Callable[
     return RawImages(spec.title, spec.class_names, counts, labels, blocks, **more)
 
 
-PROBES = 16  # images from which size and channels of a set are inferred
+PROBED_IMAGES = 16  # images from which size and channels of a set are inferred
 
 Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each class (multi-label), or None
 PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place of each member that is used
@@ -413,4 +419,4 @@ class Encoded:
         """A few evenly spaced images of the first part."""
         members, rows = self._parts[0]
         names = list(rows)
-        return members.read(names[:: max(1, len(names) // PROBES)][:PROBES])
+        return members.read(names[:: max(1, len(names) // PROBED_IMAGES)][:PROBED_IMAGES])

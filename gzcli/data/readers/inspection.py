@@ -23,8 +23,8 @@ from gzcli.core.sections import Fit
 from gzcli.core.units import as_size, by_sides, counted
 from gzcli.data.readers.archive import open_members
 from gzcli.data.readers.images import (
-    IMAGES,
-    MARKS,
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
     Folders,
     Members,
     is_picture,
@@ -37,12 +37,14 @@ from gzcli.data.readers.texts import rows_of, text_of
 if TYPE_CHECKING:
     import numpy as np
 
-GOOD = re.compile(r"(good|normal|ok|no[_-]?defects?|defect[_-]?free|non[_-]?defective)", re.IGNORECASE)
-ENDING = re.compile(r"[_-](mask|gt|label|seg(mentation)?|ground_?truth)$", re.IGNORECASE)
-GREY = 127  # the brightest pixel of a mask that is not a defect, if any is brighter
-FINEST = 256  # pixels a side at most at which maps are compared with masks
-LIST = "image_anno.csv"  # VisA's kinds of defects, with the columns image, label, mask
-HINT = "name each mask after its image, such as `ground_truth/scratch/000_mask.png`"
+GOOD_FOLDERS = re.compile(
+    r"(good|normal|ok|no[_-]?defects?|defect[_-]?free|non[_-]?defective)", re.IGNORECASE
+)
+MASK_ENDING = re.compile(r"[_-](mask|gt|label|seg(mentation)?|ground_?truth)$", re.IGNORECASE)
+MASK_GREY = 127  # the brightest pixel of a mask that is not a defect, if any is brighter
+MAX_MAP_SIDE = 256  # pixels a side at most at which maps are compared with masks
+VISA_TABLE = "image_anno.csv"  # VisA's kinds of defects, with the columns image, label, mask
+MASK_NAME_HINT = "name each mask after its image, such as `ground_truth/scratch/000_mask.png`"
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def open_inspection(path: Path) -> Inspection | None:
     matches an image."""
     if not is_regular(path) or (path.is_file() and path.name.lower().endswith(endings_of(IMAGE, ARRAY, SET))):
         return None
-    members = open_members(path, lambda name: is_picture(name) or PurePosixPath(name).name == LIST)
-    lists = [name for name in members.names if PurePosixPath(name).name == LIST]
+    members = open_members(path, lambda name: is_picture(name) or PurePosixPath(name).name == VISA_TABLE)
+    lists = [name for name in members.names if PurePosixPath(name).name == VISA_TABLE]
     layout = inspection(str(path), [name for name in members.names if name not in lists])
     if not layout or not lists:
         return layout
@@ -103,7 +105,9 @@ def inspection(title: str, names: Sequence[str]) -> Inspection | None:
             fitting[name] = tuple(several)
     lost = sorted(name for several in by_key.values() for name in several)
     if lost and not fitting:
-        raise UsageError(f"no mask of `{title}` matches an image, for example `{lost[0]}`", hint=HINT)
+        raise UsageError(
+            f"no mask of `{title}` matches an image, for example `{lost[0]}`", hint=MASK_NAME_HINT
+        )
     notes = (f"{counted(len(lost), 'mask')} without an image, such as `{lost[0]}`",) if lost else ()
     return Inspection(good, kinds, fitting, notes)
 
@@ -117,12 +121,12 @@ def _parted(names: Sequence[str]) -> tuple[str | None, dict[str, str], Folders]:
     """The folder of good images, the kinds of defects by image, {} if there are none, and the folders of
     masks."""
     folders = {
-        name: tuple(folder for folder in f if not IMAGES.fullmatch(folder))
+        name: tuple(folder for folder in f if not IMAGE_FOLDERS.fullmatch(folder))
         for name, f in without_outer(names, "splits").items()
     }
     if not all(folders.values()):
         return None, {}, {}
-    masks = {name: f[1:] for name, f in folders.items() if MARKS.fullmatch(f[0])}
+    masks = {name: f[1:] for name, f in folders.items() if MASK_FOLDERS.fullmatch(f[0])}
     pictures = {name: f for name, f in folders.items() if name not in masks}
     stems = {splitext(name)[0] for name in pictures}
     beside = {name: f for name, f in pictures.items() if _marks_neighbour(name, stems)}
@@ -132,7 +136,7 @@ def _parted(names: Sequence[str]) -> tuple[str | None, dict[str, str], Folders]:
 
 def _stem(name: str) -> str:
     """The name of a mask's image."""
-    return ENDING.sub("", PurePosixPath(name).stem)
+    return MASK_ENDING.sub("", PurePosixPath(name).stem)
 
 
 def _marks_neighbour(name: str, stems: set[str]) -> bool:
@@ -159,7 +163,7 @@ def _kinds(pictures: Folders) -> tuple[str | None, dict[str, str]]:
         is_inspection = len(good) == 1 and all(label for _, _, label in rows)
         return None, _sorted(kinds) if is_inspection else {}
     heads = {f[0] for f in pictures.values()}
-    good = {head for head in heads if GOOD.fullmatch(head)}
+    good = {head for head in heads if GOOD_FOLDERS.fullmatch(head)}
     if any(splits.values()) or len(good) != 1:
         return None, {}
     head = good.pop()
@@ -186,7 +190,7 @@ def read_masks(
         return {}
     members = open_members(path, is_picture)
     sizes = {name: sides_of(data) for name, data in members.read(marked)}
-    k = max(1, min(min(sizes[marked[0]]), FINEST) // min(size))
+    k = max(1, min(min(sizes[marked[0]]), MAX_MAP_SIDE) // min(size))
     decoding = Decoding(as_size(k * size[0], k * size[1]), 1, fit=fit)
     picture_of = {mask: name for name in marked for mask in layout.masks[name]}
     masks: dict[str, np.ndarray] = {}
@@ -196,5 +200,5 @@ def read_masks(
         if (sides := sides_of(data)) != sizes[name]:
             message = f"the mask `{mask}` is {by_sides(sides)}, but its image is {by_sides(sizes[name])}"
             raise UsageError(message, hint="replace or remove it")
-        masks[name] = masks.get(name, False) | (image[0] > (GREY if image.max() > GREY else 0))
+        masks[name] = masks.get(name, False) | (image[0] > (MASK_GREY if image.max() > MASK_GREY else 0))
     return masks

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from gzcli.core.errors import UsageError
 from gzcli.core.units import counted
-from gzcli.data.readers.images import IMAGES, MARKS, Folders, split_of, without_outer
+from gzcli.data.readers.images import IMAGE_FOLDERS, MASK_FOLDERS, Folders, split_of, without_outer
 from gzcli.data.readers.inspection import inspection, is_inspection
 from gzcli.data.sets.registry import Form, import_line
 
@@ -74,7 +74,7 @@ def _scored(names: Sequence[str]) -> Places:
     """The splits of images that are only scored, by their folders if all but masks are in split folders."""
     folders = without_outer(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
-    splits = {name: split_of(head) for name, head in heads.items() if not MARKS.fullmatch(head)}
+    splits = {name: split_of(head) for name, head in heads.items() if not MASK_FOLDERS.fullmatch(head)}
     if not splits or not all(splits.values()):
         return dict.fromkeys(folders, ("train", None))
     return {name: (split[0], None) for name, split in splits.items() if split}
@@ -82,8 +82,8 @@ def _scored(names: Sequence[str]) -> Places:
 
 def _refuse_annotations(tree: Tree) -> None:
     """Raises UsageError for a folder of masks beside one of images, unless the masks are in no split."""
-    marks = [head for head in tree.heads if MARKS.fullmatch(head)]
-    if marks and any(map(IMAGES.fullmatch, tree.heads)) and not any(map(split_of, tree.heads)):
+    marks = [head for head in tree.heads if MASK_FOLDERS.fullmatch(head)]
+    if marks and any(map(IMAGE_FOLDERS.fullmatch, tree.heads)) and not any(map(split_of, tree.heads)):
         message = f"`{tree.title}` has `{marks[0]}` beside its images, which is either a class or annotations"
         raise tree.refused(message, "give only the folder of images, ")
 
@@ -160,7 +160,7 @@ def _split(head: str) -> tuple[str, str]:
 def _split_folders(tree: Tree) -> tuple[dict[str, Folders], list[str]]:
     """The folders of images inside each split folder, and a note on masks. Raises UsageError for a folder
     that is neither, and for a split that has two folders."""
-    splits, marks = list(filter(split_of, tree.heads)), list(filter(MARKS.fullmatch, tree.heads))
+    splits, marks = list(filter(split_of, tree.heads)), list(filter(MASK_FOLDERS.fullmatch, tree.heads))
     if strays := [head for head in tree.heads if head not in (*splits, *marks)]:
         problem = f"has `{strays[0]}`, which is not a split"
         if splits:
@@ -209,7 +209,7 @@ def _in_classes(tree: Tree, rows: Folders, domain: str) -> tuple[Labels, list[st
 def _known(tree: Tree, head: str, labels: Labels, train: set[str | None]) -> tuple[Labels, list[str]]:
     """The classes of a split's images that are also in train, and a note on the others."""
     classes = set(labels.values())
-    images = {label for label in classes if label and IMAGES.fullmatch(label)}
+    images = {label for label in classes if label and IMAGE_FOLDERS.fullmatch(label)}
     if None not in train and classes <= {None, *images} and not classes & train:
         return {}, [f"{counted(len(labels), 'image')} of `{head}` skipped: they have no labels"]
     unknown = sorted(label for label in classes - train if label is not None)

@@ -18,12 +18,12 @@ import numpy as np
 from gzcli.core.errors import UsageError, first_line
 from gzcli.core.units import counted
 from gzcli.core.units import size as size_in_words
-from gzcli.data.readers.hub import LABELS, NAMED_AS_IMAGES
+from gzcli.data.readers.hub import LABEL_COLUMNS, NAMED_AS_IMAGES
 from gzcli.data.readers.images import split_of
 from gzcli.store import cache_files, files
 from gzcli.store.paths import cache_dir
 
-TAKEN = (
+ACCEPTED_TYPES = (
     "numpy arrays and tensors [N, H, W], [N, H, W, C] or [N, C, H, W], `(images, labels)`, data sets of "
     "torch or of `datasets`, lists of images, `{'train': …, 'test': …}`, and names and paths of data sets"
 )
@@ -31,7 +31,7 @@ IMAGE_KEYS = ("images", "image", "x", "X", *NAMED_AS_IMAGES, "pixel_values")
 LABELS_HINT = "labels must be integers or strings [N], or 0s and 1s of shape [N, K]"
 MAX_ITEMS, MAX_BYTES = 1_000_000, 8_000_000_000  # images, and their bytes, of data without a length
 WHOLE_RANGE = 1e-3  # tolerance of a float, in grey levels
-PLAIN = ("L", "RGB")  # modes of Pillow that are arrays directly
+ARRAY_MODES = ("L", "RGB")  # modes of Pillow that are arrays directly
 NUMBERS = ("F", "I")  # modes of 32 bits, which PNG does not have
 IN_PNG = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")  # modes that PNG keeps
 TRANSPARENT = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # modes with alpha → those of a PNG
@@ -68,7 +68,7 @@ def stored(data: Any) -> Path:
         return _tables(data)
     parts = {split: _images_of(part) for split, part in _splits(data).items()}
     if any(not len(part.pixels) for part in parts.values()):
-        raise UsageError("there are no images in `data`", hint=f"`data` accepts {TAKEN}")
+        raise UsageError("there are no images in `data`", hint=f"`data` accepts {ACCEPTED_TYPES}")
     encoded = any(part.layout == "" for part in parts.values())
     return _zip(parts) if encoded else _npz(parts)
 
@@ -88,10 +88,12 @@ def _splits(data: Any) -> dict[str, Any]:
         raise UsageError(
             "`data` has no split `train`", hint=f"name one of its splits `train`: {', '.join(splits)}"
         )
-    image, label = _first(data, IMAGE_KEYS), _first(data, LABELS)
+    image, label = _first(data, IMAGE_KEYS), _first(data, LABEL_COLUMNS)
     if image is None:
         names = ", ".join(map(str, data)) or "none"
-        raise UsageError(f"`data` has no images: its keys are {names}", hint=f"`data` accepts {TAKEN}")
+        raise UsageError(
+            f"`data` has no images: its keys are {names}", hint=f"`data` accepts {ACCEPTED_TYPES}"
+        )
     return {"train": data[image] if label is None else (data[image], data[label])}
 
 
@@ -112,11 +114,11 @@ def _images_of(data: Any) -> Images:
         message = "`data` is a data loader, which returns batches in random order"
         raise UsageError(message, hint="pass its data set: `data=loader.dataset`")
     if hasattr(data, "iloc"):  # a table of pandas
-        hint = f"pass its images and its labels as `(images, labels)`; `data` accepts {TAKEN}"
+        hint = f"pass its images and its labels as `(images, labels)`; `data` accepts {ACCEPTED_TYPES}"
         raise UsageError(f"`data` is a {_kind(data)}, not images", hint=hint)
     has_items = hasattr(data, "__getitem__") or hasattr(data, "__iter__")
     if isinstance(data, str | bytes | type) or not has_items:
-        raise UsageError(f"`data` is a {_kind(data)}, not images", hint=f"`data` accepts {TAKEN}")
+        raise UsageError(f"`data` is a {_kind(data)}, not images", hint=f"`data` accepts {ACCEPTED_TYPES}")
     return _of_items(data)
 
 
@@ -180,7 +182,7 @@ def _parted(item: Any, title: str) -> tuple[Any, Any]:
 
     image, label = item, None
     if isinstance(item, Mapping):
-        key, named = _first(item, IMAGE_KEYS), _first(item, LABELS)
+        key, named = _first(item, IMAGE_KEYS), _first(item, LABEL_COLUMNS)
         if key is None:
             hint = f"an item must be an image, `(image, label)`, or have a key of {', '.join(IMAGE_KEYS)}"
             raise UsageError(f"{title} has no image, only the keys {', '.join(map(str, item))}", hint=hint)
@@ -192,7 +194,9 @@ def _parted(item: Any, title: str) -> tuple[Any, Any]:
         _as_numpy(image, title)
         return image, label
     if not _is_picture(image):
-        raise UsageError(f"{title} is a {_kind(image)}, not an image", hint=f"`data` accepts {TAKEN}")
+        raise UsageError(
+            f"{title} is a {_kind(image)}, not an image", hint=f"`data` accepts {ACCEPTED_TYPES}"
+        )
     try:
         if 0 in image.size:
             raise ValueError("it has no pixels")
@@ -209,7 +213,7 @@ def _stacked(pixels: list[Any]) -> Images:
         return Images(pixels)
     if all(map(_is_picture, pixels)):
         modes, sizes = {image.mode for image in pixels}, {image.size for image in pixels}
-        opaque = modes <= {*PLAIN} and not any("transparency" in image.info for image in pixels)
+        opaque = modes <= {*ARRAY_MODES} and not any("transparency" in image.info for image in pixels)
         if len(modes) == len(sizes) == 1 and (opaque or modes <= {*NUMBERS, "I;16"}):
             return _of_array(np.stack([np.asarray(image) for image in pixels]))
         return Images(pixels)
@@ -246,7 +250,7 @@ def _levelled(pixels: np.ndarray) -> np.ndarray:
         kind = np.uint8 if high <= 255 else np.uint16 if high <= 65535 else np.float64
         return pixels.astype(kind if low >= 0 else np.float64)
     if pixels.dtype.kind != "f":
-        raise UsageError(f"`data` is an array of {pixels.dtype}", hint=f"`data` accepts {TAKEN}")
+        raise UsageError(f"`data` is an array of {pixels.dtype}", hint=f"`data` accepts {ACCEPTED_TYPES}")
     if pixels.size and pixels.min() >= 0 and pixels.max() == 255 and (pixels == np.round(pixels)).all():
         return pixels.astype(np.uint8)
     for scale, shift in ((255.0, 0.0), (127.5, 127.5)):
@@ -358,7 +362,7 @@ def _tables(data: Any) -> Path:
         digest.update(f"{split} {len(written[split])} ".encode() + written[split])
     path = _place(digest, "")
     if not all((path / f"{split}.parquet").is_file() for split in written):
-        files.sweep(path.parent)
+        files.remove_leftovers(path.parent)
         with suppress(FileExistsError), files.new_dir(path) as part:
             for split, content in written.items():
                 (part / f"{split}.parquet").write_bytes(content)

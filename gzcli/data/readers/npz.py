@@ -15,20 +15,22 @@ from gzcli.core.errors import MissingError, UsageError, first_line
 from gzcli.core.units import counted
 from gzcli.data.readers.archive import Zip
 from gzcli.data.readers.images import Block, RawImages
-from gzcli.data.readers.values import HINT, Values, axis_of, kind_of, with_bands
+from gzcli.data.readers.values import SHAPE_HINT, Values, axis_of, kind_of, with_bands
 
 BLOCK_BYTES = 1 << 18
-MOST_CLASSES = 100_000
+MAX_CLASSES = 100_000
 # Names of arrays besides the name of a split: `train_images`, `x_train`, `train_x`.
-IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")
+IMAGE_KEYS, LABEL_KEYS = ("images", "x", "X"), ("labels", "y", "Y")
 # Names of arrays of a set without splits; `gz sample --npz` writes `samples`, `np.savez` writes `arr_0`.
 LONE_IMAGES, LONE_LABELS = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")
 CLASS_NAMES = ("class_names", "classes", "label_names")
 BANDS = "bands"  # name of the array with the channels that previews show
 LAYOUT = "layout"  # name of the array with the layout, "NHWC" or "NCHW"
-WHOLE = 8_000_000_000  # maximum bytes of an array that is read at once: labels, or images in Fortran order
+MAX_WHOLE_BYTES = (
+    8_000_000_000  # maximum bytes of an array that is read at once: labels, or images in Fortran order
+)
 LABEL_HINT = "labels must be integers from 0 of shape [N] or [N, 1], or 0s and 1s of shape [N, K]"
-AGAIN = "download or create the file again"
+DOWNLOAD_HINT = "download or create the file again"
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -57,7 +59,7 @@ def npz(path: Path) -> RawImages:
     are the channels that previews show as red, green and blue.
     """
     archive = _Npz(path)
-    images, labels = archive.of_splits(IMAGES), archive.of_splits(LABELS)
+    images, labels = archive.of_splits(IMAGE_KEYS), archive.of_splits(LABEL_KEYS)
     labels = {split: name for split, name in labels.items() if split in images}
     if not images:
         lone = archive.first(LONE_IMAGES), archive.first(LONE_LABELS)
@@ -128,7 +130,7 @@ class _Npz:
             pass
         description = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
         if len(shape) not in (3, 4):
-            raise UsageError(description, hint=HINT)
+            raise UsageError(description, hint=SHAPE_HINT)
         layout = str(self._whole(LAYOUT)) if LAYOUT in self.names else ""
         first = len(shape) == 4 and axis_of(shape[1:], description, layout=layout)
         n, *sides = shape
@@ -149,7 +151,7 @@ class _Npz:
                 elif len(data := f.read(size)) == size:
                     images = np.frombuffer(data, header.dtype).reshape(shape)
                 else:
-                    raise MissingError(f"`{self.path}` is truncated in `{name}`", hint=AGAIN)
+                    raise MissingError(f"`{self.path}` is truncated in `{name}`", hint=DOWNLOAD_HINT)
                 yield start, images if header.first else images.transpose(0, 3, 1, 2)
 
     def numbers(self, name: str) -> list[int]:
@@ -168,7 +170,7 @@ class _Npz:
             raise UsageError(wrong, hint=LABEL_HINT)
         y = self._whole(name)
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        if y.size and (y.min() < 0 or y.max() > (1 if y.ndim == 2 else MOST_CLASSES - 1)):
+        if y.size and (y.min() < 0 or y.max() > (1 if y.ndim == 2 else MAX_CLASSES - 1)):
             wrong = f"`{name}` in `{self.path}` has labels from {y.min()} to {y.max()}"
             raise UsageError(wrong, hint=LABEL_HINT)
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
@@ -191,7 +193,7 @@ class _Npz:
 
     def _whole(self, name: str) -> np.ndarray:
         with self._opened(name) as (f, shape, _, dtype):
-            if (size := math.prod(shape) * dtype.itemsize) > WHOLE:
+            if (size := math.prod(shape) * dtype.itemsize) > MAX_WHOLE_BYTES:
                 hint = "save the images in C order with `np.ascontiguousarray`, which gz reads in parts"
                 message = f"`{name}` in `{self.path}` takes {size / 1e9:,.0f} GB, too much to read at once"
                 raise UsageError(message, hint=hint)
@@ -216,5 +218,5 @@ class _Npz:
             except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as e:
                 raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {first_line(e)}") from e
             if f.tell() + math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
-                raise MissingError(f"`{self.path}` is truncated in `{name}`", hint=AGAIN)
+                raise MissingError(f"`{self.path}` is truncated in `{name}`", hint=DOWNLOAD_HINT)
             yield f, shape, fortran, dtype

@@ -17,21 +17,21 @@ from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted, sides
-from gzcli.data.readers.images import FORMATS, Content, bytes_in, refuse_exhausted
+from gzcli.data.readers.images import PILLOW_FORMATS, Content, bytes_in, refuse_exhausted
 from gzcli.store.png import picture_of
 
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
-SIDES = (256, 257)  # numbers of TIFF's tags of the width and the height
-DARK = 4095  # largest value of 12 bits
-HEIC = re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)  # how a photo of many phones begins
+SIDE_TAGS = (256, 257)  # numbers of TIFF's tags of the width and the height
+MAX_12_BIT = 4095  # largest value of 12 bits
+HEIC_HEADER = re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)  # how a photo of many phones begins
 FRAMES = ("GIF", "WEBP", "PNG")  # formats of animations
-FAINT = 240  # grey level from which ink is invisible on white
+FAINT_GREY = 240  # grey level from which ink is invisible on white
 
 
 CROPPED = "cropped to {}, which cuts away {} %"
 CROP = re.compile(CROPPED.format("(.+)", r"(\d+)"))
-STEP = 5  # per cent: a smaller crop is not reported, and shares are rounded to it
+CROP_PERCENT = 5  # per cent: a smaller crop is not reported, and shares are rounded to it
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def sides_of(data: Content) -> tuple[int, int]:
     """(width, height) of an encoded image after its EXIF rotation. Only the header is read."""
     with opened(data) as image:
         # some versions of Pillow turn the size of a TIFF already
-        width, height = map(image.tag_v2.get, SIDES) if image.format == "TIFF" else image.size
+        width, height = map(image.tag_v2.get, SIDE_TAGS) if image.format == "TIFF" else image.size
         return (height, width) if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else (width, height)
 
 
@@ -102,7 +102,7 @@ def upright(planes: np.ndarray, orientation: int) -> np.ndarray:
 def cropping(before: tuple[int, int], after: tuple[int, int]) -> tuple[str, ...]:
     """The note on the share of an image that a crop removes, if any; both shapes are (height, width)."""
     ratio = before[1] * after[0] / (before[0] * after[1])
-    share = STEP * round(100 / STEP * (1 - min(ratio, 1 / ratio)))
+    share = CROP_PERCENT * round(100 / CROP_PERCENT * (1 - min(ratio, 1 / ratio)))
     return (CROPPED.format(f"{after[1]}×{after[0]}", share),) if share else ()
 
 
@@ -145,7 +145,7 @@ def undecodable(name: str, e: Exception, data: Content) -> MissingError:
         return data
     reason = str(e) if "cannot identify" not in str(e) else "not a readable image"
     hint = "replace or remove it"
-    if HEIC.match(data):
+    if HEIC_HEADER.match(data):
         reason, hint = "it is in HEIC, whatever its name says", "convert it to JPEG or PNG"
     return MissingError(f"`{name}` cannot be decoded: {reason or type(e).__name__}", hint=hint)
 
@@ -162,11 +162,13 @@ def is_colour(image: Any) -> bool:
 
 
 def opened(data: Content) -> Any:
-    """An encoded image as a Pillow image. Only FORMATS are accepted."""
+    """An encoded image as a Pillow image. Only PILLOW_FORMATS are accepted."""
     from PIL import Image
 
     Image.init()
-    return Image.open(io.BytesIO(bytes_in(data)), formats=[name for name in FORMATS if name in Image.OPEN])
+    return Image.open(
+        io.BytesIO(bytes_in(data)), formats=[name for name in PILLOW_FORMATS if name in Image.OPEN]
+    )
 
 
 def _plain(data: bytes, note: Say) -> Any:
@@ -198,7 +200,7 @@ def _opaque(image: Any, note: Say) -> Any:
     over = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if faintest == 255:
         return over
-    if strongest and np.asarray(over).min() >= FAINT:
+    if strongest and np.asarray(over).min() >= FAINT_GREY:
         note("in white on a transparent background, placed on black")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
     note("with transparency, placed on white")
@@ -229,8 +231,10 @@ def white_of(image: Any, data: bytes, note: Say) -> int:
         bits = bits if pixels.max() < 1 << bits and (pixels & spare).any() else 16
     white = (1 << bits) - 1 if 8 < bits < 16 else most
     dark = ""
-    if white == most and 0 < pixels.max() <= DARK:
-        dark = f": nearly black, as none has a value above {DARK:,} (where 4,095 is white, multiply by 16)"
+    if white == most and 0 < pixels.max() <= MAX_12_BIT:
+        dark = (
+            f": nearly black, as none has a value above {MAX_12_BIT:,} (where 4,095 is white, multiply by 16)"
+        )
     note(f"of {bits if white < most else 16} bits, read as 0 … {white:,}{dark}")
     return white
 

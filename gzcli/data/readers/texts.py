@@ -19,7 +19,7 @@ BOMS = {  # marks at the beginning of texts in other encodings; that of UTF-32 b
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 NOT_IN_LATIN1 = bytes(range(0x80, 0xA0))  # letters of Windows that are not in Latin-1, such as €
-SAMPLE = 1000  # bytes by which the encoding of a text is guessed
+SAMPLED_BYTES = 1000  # bytes by which the encoding of a text is guessed
 
 
 def text_of(content: Content, name: str, title: str) -> str:
@@ -47,7 +47,7 @@ def _encoding_of(data: bytes) -> str:
     """The most likely encoding of a text that is not UTF-8, as `iconv` calls it; "" for a binary file."""
     if encoding := next((name for mark, name in BOMS.items() if data.startswith(mark)), None):
         return encoding
-    sample = data[:SAMPLE]
+    sample = data[:SAMPLED_BYTES]
     for zeros, name in ((sample[1::2], "UTF-16LE"), (sample[::2], "UTF-16BE")):
         if zeros and 2 * zeros.count(0) > len(zeros) and 3 * sample.count(0) < 2 * len(sample):
             return name

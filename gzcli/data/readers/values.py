@@ -16,13 +16,16 @@ from gzcli.core.formats import ARRAY, endings_of, extra_of
 from gzcli.core.sections import Fit
 from gzcli.core.units import counted
 from gzcli.data.readers.images import ARRAYS, Block, Content, RawImages, bytes_in, refuse_exhausted
-from gzcli.data.readers.pictures import BITS, DARK, ORIENTATION, lanczos, opened, upright
+from gzcli.data.readers.pictures import BITS, MAX_12_BIT, ORIENTATION, lanczos, opened, upright
 
-VALUES = "values"  # the kind of a pack's arrays that contain values
+VALUES_KIND = "values"  # the kind of a pack's arrays that contain values
 PICTURE = (1, 3)  # channels of a picture
-FILES = endings_of(ARRAY, "TIFF")  # endings of files that may contain values
-SAMPLES, PLANES = 277, 339  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
-HINT = "images must be numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
+VALUE_ENDINGS = endings_of(ARRAY, "TIFF")  # endings of files that may contain values
+SAMPLES_TAG, FORMAT_TAG = (
+    277,
+    339,
+)  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
+SHAPE_HINT = "images must be numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
 Decoded = tuple[np.ndarray, int | None]  # the values [C, H, W] of an image, and their levels
 INTEGERS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # with their levels
 
@@ -68,10 +71,9 @@ class Values:
         else:
             kind = f"{self.levels.bit_length() - 1} bits, read as 0 … {self.levels - 1:,}"
         dark = ""
-        if self.levels == 65536 and 0 < most <= DARK:
-            dark = (
-                f": nearly black, as none has a value above {DARK:,} (where 4,095 is white, multiply by 16)"
-            )
+        if self.levels == 65536 and 0 < most <= MAX_12_BIT:
+            few = f"none has a value above {MAX_12_BIT:,}"
+            dark = f": nearly black, as {few} (where 4,095 is white, multiply by 16)"
         if self.is_picture:
             return f"{kind}{dark}"
         shown = ", ".join(map(str, self.bands))
@@ -139,7 +141,7 @@ def axis_of(shape: Sequence[int], name: str, *, layout: str = "") -> bool:
 def kind_of(dtype: np.dtype, channels: int, name: str) -> Values | None:
     """The kind of values of an array; None for 8-bit images. Raises UsageError for anything but numbers."""
     if dtype.kind not in "iuf":
-        raise UsageError(name, hint=HINT)
+        raise UsageError(name, hint=SHAPE_HINT)
     if dtype == np.uint8 and channels in PICTURE:
         return None
     return Values.like(channels, INTEGERS.get(dtype))
@@ -164,7 +166,7 @@ def npy(path: Path) -> RawImages:
         raise MissingError(f"`{path}` is not a numpy array: {first_line(e)}", hint="save it again") from e
     title = f"`{path}` is {array.dtype} of shape {array.shape}"
     if array.ndim not in (3, 4) or not all(array.shape):
-        raise UsageError(title, hint=HINT)
+        raise UsageError(title, hint=SHAPE_HINT)
     first = array.ndim == 4 and axis_of(array.shape[1:], title)
     n, *sides = array.shape
     c, h, w = (1, *sides) if array.ndim == 3 else sides if first else (sides[2], *sides[:2])
@@ -187,7 +189,7 @@ def npy(path: Path) -> RawImages:
 def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawImages:
     """The values of encoded files if all are `.npy` or TIFF and the first is not an 8-bit image. Otherwise
     the unchanged images. `resized`: whether they will be resized to one size."""
-    if images.probe is None or not all(name.lower().endswith(FILES) for name in names):
+    if images.probe is None or not all(name.lower().endswith(VALUE_ENDINGS) for name in names):
         return images
     name, first = _first_decoded(images.probe())
     if first is None:
@@ -251,7 +253,7 @@ def decoded(content: Content, name: str) -> Decoded | None:
         return _npy(data, name)
     try:
         with opened(data) as image:
-            bits, samples = image.tag_v2.get(BITS, (8,)), image.tag_v2.get(SAMPLES, 1)
+            bits, samples = image.tag_v2.get(BITS, (8,)), image.tag_v2.get(SAMPLES_TAG, 1)
             pages = getattr(image, "n_frames", 1)
             if max(bits) <= 8 and pages == 1:
                 return None
@@ -325,14 +327,14 @@ def _typed(array: np.ndarray, bits: int, name: str) -> Decoded:
     if array.dtype in INTEGERS:
         return array, 256 if array.dtype == np.uint8 else 1 << max(9, bits)
     if array.dtype.kind not in "iufb":
-        raise UsageError(f"`{name}` has the data type {array.dtype}", hint=HINT)
+        raise UsageError(f"`{name}` has the data type {array.dtype}", hint=SHAPE_HINT)
     return array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32), None
 
 
 # --- a set with values, as it is packed ---
 
 
-def measured(images: RawImages) -> Values:
+def value_ranges(images: RawImages) -> Values:
     """The values of a set, with the smallest and largest of each channel. Raises UsageError for a value that
     is not finite."""
     kind = images.values
@@ -366,5 +368,5 @@ def with_pictures(images: RawImages, kind: Values) -> RawImages:
         blocks=blocks_of(kind.pictures),
         shape=shape,
         values=None,
-        further={VALUES: blocks_of(kind.scaled)},
+        further={VALUES_KIND: blocks_of(kind.scaled)},
     )

@@ -28,7 +28,7 @@ from gzcli.store.paths import cache_dir, user_dir
 
 REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
 _ADDRESS = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-ENDINGS = endings_of(ARRAY, SET, ARCHIVE)  # they make a text a path
+PATH_ENDINGS = endings_of(ARRAY, SET, ARCHIVE)  # they make a text a path
 
 # Companions of an image besides its label, by keys of `metadata.jsonl` or columns, the first of which counts.
 # `control` is a map that the image follows (edges, depth, a pose), `before` the image that an instruction,
@@ -38,8 +38,10 @@ FURTHER = {
     "control": ("control", "conditioning_image", "conditioning"),
     "before": ("before", "input_image", "original_image", "source"),
 }
-TARGETS = ("edited_image", "target", "after")  # the image itself, if it has a `before`
-MAPS = ("control",)  # their values have a meaning: augmentations that change colours leave them as they are
+TARGET_KEYS = ("edited_image", "target", "after")  # the image itself, if it has a `before`
+MAP_KEYS = (
+    "control",
+)  # their values have a meaning: augmentations that change colours leave them as they are
 EXTRAS = ("caption", *FURTHER)
 
 
@@ -339,11 +341,11 @@ def locate(what: DataSet | str | Path) -> DataSet:
     path = local(text)
     if path.exists():
         return OwnSet(path)
-    if isinstance(what, Path) or "/" in text or text.lower().endswith(ENDINGS):
+    if isinstance(what, Path) or "/" in text or text.lower().endswith(PATH_ENDINGS):
         hint = "give the path of a folder, zip, tar or npz of images"
         raise MissingError(f"`{text}` does not exist", hint=hint)
     ways = "see the names with `gz data list`, or give a path such as `./my_photos`"
-    here = [path for path in Path().iterdir() if path.is_dir() or path.name.lower().endswith(ENDINGS)]
+    here = [path for path in Path().iterdir() if path.is_dir() or path.name.lower().endswith(PATH_ENDINGS)]
     near = did_you_mean(text, names()) or did_you_mean(f"./{text}", [f"./{path.name}" for path in here])
     raise UsageError(f"there is no data set `{text}`", hint=near or ways)
 

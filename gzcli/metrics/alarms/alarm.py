@@ -11,8 +11,8 @@ from gzcli.metrics.alarms.cross import Calibrated, cross, split
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import METHODS
 
-MANY = 2000  # from this number of good images, some are only used to calibrate, without folds
-FITTED = 2000  # most images to fit methods to
+MIN_SPLIT_IMAGES = 2000  # from this number of good images, some are only used to calibrate, without folds
+MAX_FITTED_IMAGES = 2000  # most images to fit methods to
 CALIBRATING = 10_000  # most images to calibrate with
 
 
@@ -43,11 +43,11 @@ def calibrate(
     def fit(some: np.ndarray) -> Fitted:
         return method.fit(some, **choice.settings)
 
-    if held_out is None and method.fits and len(images) < MANY:
+    if held_out is None and method.fits and len(images) < MIN_SPLIT_IMAGES:
         folds = cross(images[aside:], fit, spare=images[:aside], tails=method.tails)
         return Alarm(choice, folds, len(images) - len(images[aside:]) // len(folds.models))
     if held_out is None:
-        fitted = min(FITTED, len(images) // 2) if method.fits else aside
+        fitted = min(MAX_FITTED_IMAGES, len(images) // 2) if method.fits else aside
         images, held_out = images[:fitted], images[fitted : fitted + CALIBRATING]
-    images = images[:FITTED]
+    images = images[:MAX_FITTED_IMAGES]
     return Alarm(choice, split(fit(images), held_out, tails=method.tails), len(images))

@@ -23,15 +23,20 @@ from gzcli.metrics.alarms.fitted import sides
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import METHODS
 
-RATES = 0.06  # largest false-alarm rate of a threshold that counts
-FEWEST = 12  # fewest good images for a choice; with fewer, the first settings are used
-SHARE, MOST = 0.28, 140  # share of good images set aside: for a rate of 2 %, 50 of 70 are left
-EACH = 16  # defects of each kind
-MARGIN = 0.03  # the first settings whose share is at most this much below the best are chosen
-TELLING = 0.25  # share of the defects that the best settings must find; otherwise plainer defects are drawn
+MAX_THRESHOLD_RATE = 0.06  # largest false-alarm rate of a threshold that counts
+MIN_IMAGES_TO_CHOOSE = 12  # fewest good images for a choice; with fewer, the first settings are used
+HELD_OUT_SHARE, MAX_HELD_OUT_IMAGES = (
+    0.28,
+    140,
+)  # share of good images set aside: for a rate of 2 %, 50 of 70 are left
+DEFECTS_PER_KIND = 16  # defects of each kind
+TIE_MARGIN = 0.03  # the first settings whose share is at most this much below the best are chosen
+TELLING_SHARE = (
+    0.25  # share of the defects that the best settings must find; otherwise plainer defects are drawn
+)
 # groups of scales to choose from; the first is the default
-SCALES = ((1, 3, 5), (1,), (3, -9), (3,), (5,))
-SINGLE = tuple(dict.fromkeys(k for group in SCALES for k in group))
+SCALE_GROUPS = ((1, 3, 5), (1,), (3, -9), (3,), (5,))
+SINGLE_SCALES = tuple(dict.fromkeys(k for group in SCALE_GROUPS for k in group))
 Maps = Callable[[np.ndarray], np.ndarray]  # images → the maps [N, h, w] from which a local score is computed
 
 
@@ -46,8 +51,8 @@ class Choice:
 def set_aside(n: int, name: str, needed: int = 0) -> int:
     """How many of n good images the choice of a method's settings uses; 0 if fewer than `needed` would be
     left."""
-    count = min(MOST, round(SHARE * n))
-    return count if name in SEARCHES and count >= FEWEST and n - count >= needed else 0
+    count = min(MAX_HELD_OUT_IMAGES, round(HELD_OUT_SHARE * n))
+    return count if name in SEARCHES and count >= MIN_IMAGES_TO_CHOOSE and n - count >= needed else 0
 
 
 def choose(images: np.ndarray, name: str) -> Choice:
@@ -56,12 +61,12 @@ def choose(images: np.ndarray, name: str) -> Choice:
     factors = sides(images.shape[1:])
     if not len(images):
         return Choice(name, defaults(name, factors), None)
-    defects = [synthetic(images, each=EACH, plain=plain) for plain in (False, True)]
+    defects = [synthetic(images, each=DEFECTS_PER_KIND, plain=plain) for plain in (False, True)]
     bad, source = (np.concatenate([each[i] for each in defects]) for i in (0, 2))
     rows = list(tried(name, factors, images, bad, source))
     for half in np.split(np.arange(len(bad)), 2):
         detected, settings = best_of((how, of_good, of_bad[half]) for how, of_good, of_bad in rows)
-        if detected >= TELLING:
+        if detected >= TELLING_SHARE:
             break
     return Choice(name, settings, detected)
 
@@ -70,7 +75,7 @@ def detection(good: np.ndarray, bad: np.ndarray, *, tails: int = 1) -> float:
     """The share of `bad` scores that are more unusual than a `good` score, averaged over the most unusual
     `good` scores up to the rate `RATES`. Two tails are ordered as in `conformal`."""
     ordered, shares = np.sort(good), []
-    for count in range(1, max(1, round(RATES * len(good))) + 1):
+    for count in range(1, max(1, round(MAX_THRESHOLD_RATE * len(good))) + 1):
         low, high = (count // 2, (count + 1) // 2) if tails == 2 else (0, count)
         shares.append(((bad > ordered[-high]) | (bad < ordered[low - 1] if low else False)).mean())
     return float(np.mean(shares))
@@ -109,8 +114,8 @@ def tried_scales(
     for relate, even in product((False, True), repeat=2):
         how = {"relate": relate, "even": even}
         # a local score for each single scale; that of a group is their maximum
-        tops = {k: tops_of(maps, parts, k, how) for k in SINGLE}
-        for scales in SCALES:
+        tops = {k: tops_of(maps, parts, k, how) for k in SINGLE_SCALES}
+        for scales in SCALE_GROUPS:
             of_good, of_bad = (np.max([tops[k][side] for k in scales], 0) for side in (0, 1))
             yield {"scales": scales, **how}, of_good, of_bad
 
@@ -126,7 +131,7 @@ def best_of(scored: Iterable[tuple[dict[str, Any], np.ndarray, np.ndarray]]) -> 
     """The share of defects that the best settings detect, and the first settings that detect about as
     many."""
     every = [(detection(of_good, of_bad), settings) for settings, of_good, of_bad in scored]
-    least = max(value for value, _ in every) - MARGIN
+    least = max(value for value, _ in every) - TIE_MARGIN
     return next(row for row in every if row[0] >= least)
 
 
@@ -152,8 +157,8 @@ def search_pca(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dic
     components."""
     moved = pca.moved(images)
     for factor in factors:
-        every = pca.components(pca.reduced(moved.reshape(-1, *images.shape[1:]), factor), pca.MOST)
-        for share in pca.SHARES:
+        every = pca.components(pca.reduced(moved.reshape(-1, *images.shape[1:]), factor), pca.MAX_COMPONENTS)
+        for share in pca.COMPONENT_SHARES:
             first = every.first(max(1, round(share * len(every.rows))))
 
             def maps(each: np.ndarray, first: pca.Components = first, factor: int = factor) -> np.ndarray:
@@ -169,7 +174,7 @@ def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple
     for side in (3, 5):
         for weight in (0.0, 1.0):
             embedding = patches.embed(x, side, weight)
-            memory = patches.coreset(embedding(x), patches.MEMORY)
+            memory = patches.coreset(embedding(x), patches.MEMORY_PATCHES)
 
             def maps(
                 each: np.ndarray, embedding: patches.Embedding = embedding, memory: np.ndarray = memory
@@ -185,7 +190,7 @@ def search_features(images: np.ndarray, factors: Sequence[int]) -> Iterator[tupl
     x = features(images, cell)
     for weight in (0.0, 1.0):
         embedding = patches.embed(x, 1, weight, stride=1, dimensions=patches.OF_FEATURES)
-        memory = patches.coreset(embedding(x), patches.MEMORY)
+        memory = patches.coreset(embedding(x), patches.MEMORY_PATCHES)
 
         def maps(
             each: np.ndarray, embedding: patches.Embedding = embedding, memory: np.ndarray = memory

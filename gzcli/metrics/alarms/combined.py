@@ -23,9 +23,11 @@ from gzcli.metrics.alarms import neighbourhoods, patches, pca
 from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced, sides
 from gzcli.metrics.alarms.local import decisive, fit_local, one_of, rise
 
-FEW = 20  # components for places that are too smooth
-LOWEST = -6.0  # bound of a standardised map in the mean of maps, far below the maximum of a good image
-HIGHEST = 2  # standardised scores that are averaged
+SMOOTH_COMPONENTS = 20  # components for places that are too smooth
+MIN_STANDARDISED = (
+    -6.0
+)  # bound of a standardised map in the mean of maps, far below the maximum of a good image
+AVERAGED_SCORES = 2  # standardised scores that are averaged
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Combined(Fitted):
 
     def score(self, images: np.ndarray) -> np.ndarray:
         every = np.stack([each for member, raw in self.raws(images) for each in member.scores(raw)])
-        return np.sort(every, 0)[-HIGHEST:].mean(0)
+        return np.sort(every, 0)[-AVERAGED_SCORES:].mean(0)
 
     def map(self, images: np.ndarray) -> np.ndarray:
         """At each place, the mean of the standardised maps of places that are too strong. If the most unusual
@@ -79,7 +81,7 @@ class Combined(Fitted):
             of, (mean, deviation) = member.fitted, member.usual[0]
             strong, faint = of.local.strong_and_faint(raw)
             cells = enlarged(one_of(strong, faint), of.factor, images.shape[2:])
-            maps[strong is not None].append(np.maximum((cells - mean) / deviation, LOWEST))
+            maps[strong is not None].append(np.maximum((cells - mean) / deviation, MIN_STANDARDISED))
         return decisive(np.mean(maps[True], 0), next(iter(maps[False]), None))
 
 
@@ -89,7 +91,7 @@ def fit_combined(images: np.ndarray) -> Combined:
     factors, members, components = every[:2], [], []
     moved = pca.moved(images)
     for factor in factors:
-        basis, residuals = pca.with_moved(moved, factor, neighbourhoods.SHARE)
+        basis, residuals = pca.with_moved(moved, factor, neighbourhoods.COMPONENT_SHARE)
         components.append(len(basis.rows))
         usual = pca.strength(residuals)
         if factor == factors[-1]:
@@ -105,17 +107,19 @@ def fit_combined(images: np.ndarray) -> Combined:
 
 def smooth_places(images: np.ndarray, factor: int) -> Member:
     x = reduced(images, factor)
-    usual = pca.strength(pca.left_out(x[None], FEW))
+    usual = pca.strength(pca.left_out(x[None], SMOOTH_COMPONENTS))
     local = fit_local(usual, (-9,), even=True)
-    return member(pca.PcaLocal({}, factor, local, pca.components(x, FEW)), usual)
+    return member(pca.PcaLocal({}, factor, local, pca.components(x, SMOOTH_COMPONENTS)), usual)
 
 
 def near_patches(images: np.ndarray, factor: int) -> Member:
     x = reduced(images, factor)
     embedding = patches.embed(x, 3, 0.0)
     memory, usual = patches.remembered(embedding(x))
-    local = fit_local(usual, neighbourhoods.SCALES, relate=True, even=True)
-    return member(patches.KnnPatch({}, factor * patches.STRIDE, local, factor, embedding, memory), usual)
+    local = fit_local(usual, neighbourhoods.LOCAL_SCALES, relate=True, even=True)
+    return member(
+        patches.KnnPatch({}, factor * patches.PATCH_STRIDE, local, factor, embedding, memory), usual
+    )
 
 
 def member(fitted: Mapped, usual: np.ndarray, whole: int = 0) -> Member:

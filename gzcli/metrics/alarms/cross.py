@@ -23,10 +23,13 @@ from gzcli.metrics import conformal
 from gzcli.metrics.alarms.fitted import Fitted, shared_reductions
 
 # up to this number of images, 20 folds give the lower bound; above it, 5 folds
-FEW, FOLDS_OF_FEW, FOLDS = 180, 20, 5
-USUAL, BRIGHT = 32, 0.995  # held-out images whose maps define the usual value, and its quantile
+MAX_FEW_IMAGES, FOLDS_OF_FEW, FOLDS = 180, 20, 5
+USUAL_IMAGES, USUAL_QUANTILE = (
+    32,
+    0.995,
+)  # held-out images whose maps define the usual value, and its quantile
 AT_ONCE = 64  # images scored together, which the CPU's cache can hold
-Fit = Callable[[np.ndarray], Fitted]
+FitMethod = Callable[[np.ndarray], Fitted]
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,16 @@ def bound(fpr: float, n: int, folds: int) -> float:
 
 
 def folds_of(n: int) -> int:
-    return min(n, FOLDS_OF_FEW if n <= FEW else FOLDS)
+    return min(n, FOLDS_OF_FEW if n <= MAX_FEW_IMAGES else FOLDS)
 
 
 def cross(
-    images: np.ndarray, fit: Fit, *, spare: np.ndarray | None = None, folds: int | None = None, tails: int = 1
+    images: np.ndarray,
+    fit: FitMethod,
+    *,
+    spare: np.ndarray | None = None,
+    folds: int | None = None,
+    tails: int = 1,
 ) -> Calibrated:
     """Calibrates a method on the images to which it is fitted. `spare` images are part of every fit but do
     not calibrate. The folds are drawn with a fixed seed."""
@@ -102,10 +110,10 @@ def split(fitted: Fitted, held_out: np.ndarray, *, tails: int = 1) -> Calibrated
 def brightest(fitted: Fitted, held_out: np.ndarray) -> float:
     """The map value that gets the brightest colour, measured on images to which nothing was fitted; 1 without
     maps."""
-    maps = fitted.map(held_out[:USUAL])
+    maps = fitted.map(held_out[:USUAL_IMAGES])
     return 1.0 if maps is None else max(float(quantiles(maps).mean()), 1e-6)
 
 
 def quantiles(maps: np.ndarray) -> np.ndarray:
     """The `BRIGHT` quantile of each of the maps [N, H, W]."""
-    return np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1)
+    return np.quantile(maps.reshape(len(maps), -1), USUAL_QUANTILE, axis=1)

@@ -14,11 +14,14 @@ Rng = np.random.Generator
 # the pixels of the defect, float32 [C, H, W], and its mask, 0 … 1 [H, W]
 Change = tuple[np.ndarray, np.ndarray]
 Drawer = Callable[[np.ndarray, Rng], Change]  # draws a defect for an image float32 [C, H, W], 0 … 255
-LEAST, MOST = 0.03, 0.16  # side of a defect as a share of the image's
-OPAQUE = 0.3  # least opacity of a defect; contrasts are drawn separately
-PLAIN = 1.5  # contrast of plain defects, relative to opaque ones
-SOFT = (0.003, 0.012)  # standard deviation of the blur of its edges, like a lens's, as a share of the side
-SEEN = 6  # least difference of a pixel of a defect, in grey levels
+MIN_DEFECT_SIDE, MAX_DEFECT_SIDE = 0.03, 0.16  # side of a defect as a share of the image's
+MIN_OPACITY = 0.3  # least opacity of a defect; contrasts are drawn separately
+PLAIN_CONTRAST = 1.5  # contrast of plain defects, relative to opaque ones
+EDGE_BLUR = (
+    0.003,
+    0.012,
+)  # standard deviation of the blur of its edges, like a lens's, as a share of the side
+MIN_DIFFERENCE = 6  # least difference of a pixel of a defect, in grey levels
 
 
 def synthetic(
@@ -38,7 +41,7 @@ def synthetic(
         image = images[source[-1]]
         for _ in range(8):
             drawn = changed(image.astype(np.float32), DRAWERS[kind], rng, plain=plain)
-            if np.abs(drawn.astype(int) - image).max() >= SEEN:
+            if np.abs(drawn.astype(int) - image).max() >= MIN_DIFFERENCE:
                 break
         out.append(drawn)
         kinds.append(kind)
@@ -50,13 +53,13 @@ def changed(image: np.ndarray, drawer: Drawer, rng: Rng, *, plain: bool = False)
     from scipy.ndimage import gaussian_filter
 
     target, mask = drawer(image, rng)
-    mask = gaussian_filter(mask, rng.uniform(*SOFT) * min(image.shape[1:])) * rng.uniform(OPAQUE, 1)
-    mask = PLAIN * mask / max(OPAQUE, float(mask.max())) if plain else mask
+    mask = gaussian_filter(mask, rng.uniform(*EDGE_BLUR) * min(image.shape[1:])) * rng.uniform(MIN_OPACITY, 1)
+    mask = PLAIN_CONTRAST * mask / max(MIN_OPACITY, float(mask.max())) if plain else mask
     return (image + mask * (target - image)).clip(0, 255).round().astype(np.uint8)
 
 
 def _side(image: np.ndarray, rng: Rng, scale: float = 1.0) -> int:
-    return max(2, round(scale * rng.uniform(LEAST, MOST) * min(image.shape[1:])))
+    return max(2, round(scale * rng.uniform(MIN_DEFECT_SIDE, MAX_DEFECT_SIDE) * min(image.shape[1:])))
 
 
 def _place(image: np.ndarray, h: int, w: int, rng: Rng) -> tuple[slice, slice]:

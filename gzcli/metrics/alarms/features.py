@@ -18,17 +18,17 @@ from gzcli.metrics.alarms.copies import hashes
 if TYPE_CHECKING:
     from torch import Tensor
 
-SIDE = 24  # approximate number of cells along a side of the map
-STRIDE = 8  # stride of the finer activations, in pixels of the enlarged image
+MAP_CELLS = 24  # approximate number of cells along a side of the map
+FINE_STRIDE = 8  # stride of the finer activations, in pixels of the enlarged image
 AT_ONCE = 16  # images in a forward pass
-ROOM = 400_000_000  # bytes of features kept in memory, because folds reuse the same images
+MAX_FEATURE_BYTES = 400_000_000  # bytes of features kept in memory, because folds reuse the same images
 
 _seen: dict[tuple[int, bytes], np.ndarray] = {}
 
 
 def cell_of(shape: Sequence[int]) -> int:
     """The side, in pixels, of a cell of images [C, H, W]."""
-    return max(1, round(min(shape[1:]) / SIDE))
+    return max(1, round(min(shape[1:]) / MAP_CELLS))
 
 
 def cells_of(shape: Sequence[int], cell: int) -> tuple[int, int]:
@@ -48,7 +48,7 @@ def features(images: np.ndarray, cell: int) -> np.ndarray:
         values = computed(images[[i for _, i in some]], cell)
         fresh |= {key: each for (key, _), each in zip(some, values, strict=True)}
     out = np.stack([fresh[key] if key in fresh else _seen[key] for key in keys])
-    if (len(_seen) + len(fresh)) * out[0].nbytes > ROOM:
+    if (len(_seen) + len(fresh)) * out[0].nbytes > MAX_FEATURE_BYTES:
         _seen.clear()
     _seen.update(fresh)
     return out
@@ -66,7 +66,7 @@ def computed(images: np.ndarray, cell: int) -> np.ndarray:
     with torch.inference_mode():
         x = torch.from_numpy(np.ascontiguousarray(images)).float() / 255
         x = F.pad(x, (0, w * cell - width, 0, h * cell - height), mode="replicate")
-        x = resized(x, enlargement(h * cell, h * STRIDE), enlargement(w * cell, w * STRIDE))
+        x = resized(x, enlargement(h * cell, h * FINE_STRIDE), enlargement(w * cell, w * FINE_STRIDE))
         x = ((x - MEAN) / STD).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         near = finer(x)
         far = coarser(near)

@@ -30,10 +30,10 @@ from typing import TypeVar
 
 import numpy as np
 
-SCALES = (1, 3, 5)  # sides of the squares over which maps are averaged
+LOCAL_SIDES = (1, 3, 5)  # sides of the squares over which maps are averaged
 # the quantile of good images, and the multiple of it that counts as a quantile of places
-RARE, BEYOND = 0.98, 3.0
-FLOOR = 0.2  # in m / μ, this share of the mean of μ over all places is added to μ
+RARE_QUANTILE, BEYOND = 0.98, 3.0
+MEAN_SHARE = 0.2  # in m / μ, this share of the mean of μ over all places is added to μ
 SHRINK = 8.0  # weight, in images, of the deviation over all places in that of each place
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ def one_of(strong: T | None, faint: T | None) -> T:
 
 
 def fit_local(
-    maps: np.ndarray, scales: Sequence[int] = SCALES, *, relate: bool = False, even: bool = False
+    maps: np.ndarray, scales: Sequence[int] = LOCAL_SIDES, *, relate: bool = False, even: bool = False
 ) -> Local:
     """Fits the local map on maps [N, h, w] of good images.
 
@@ -112,7 +112,7 @@ def fit_local(
     """
     maps = np.asarray(maps, np.float32)
     level = maps.mean(0)
-    level = level + np.float32(FLOOR * level.mean() + 1e-12)
+    level = level + np.float32(MEAN_SHARE * level.mean() + 1e-12)
     ratio = rise(maps, level)
     u = maps / ratio[:, None, None] if relate else maps
     n, mean, variance = len(u), u.mean(0), u.var(0)
@@ -123,9 +123,9 @@ def fit_local(
     z = (u - mean) / deviation
     tops = np.stack([smooth(z if k > 0 else -z, abs(k)).max((1, 2)) for k in scales])
     shift, unit = tops.mean(1), np.maximum(tops.std(1), 1e-3)
-    usual = float(np.quantile(((tops - shift[:, None]) / unit[:, None]).max(0), RARE))
+    usual = float(np.quantile(((tops - shift[:, None]) / unit[:, None]).max(0), RARE_QUANTILE))
     middle = ratio.mean()
-    rare = max(float(np.quantile(departure(ratio / middle), RARE)), 1e-3)
+    rare = max(float(np.quantile(departure(ratio / middle), RARE_QUANTILE)), 1e-3)
     whole = np.array([middle, BEYOND * rare / max(usual, 1) ** 0.5], np.float32)
     return Local(level, relate, mean, deviation.astype(np.float32), tuple(scales), shift, unit, whole)
 

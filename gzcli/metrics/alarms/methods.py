@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gzcli.data.packs.facts import Facts
     from gzcli.metrics.alarms.fitted import Fitted
 
-LARGEST = 128  # length in pixels to which the longer side of larger images is reduced
+MAX_METHOD_SIDE = 128  # length in pixels to which the longer side of larger images is reduced
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Method:
         return function
 
 
-DEFAULT = "combined"  # method of an alarm without a model, the baseline for those with one
+DEFAULT_METHOD = "combined"  # method of an alarm without a model, the baseline for those with one
 LOCAL = "local"  # scores of a run that are the maximum of a map, like `local.Local`
 
 METHODS: dict[str, Method] = {
@@ -78,9 +78,9 @@ METHODS: dict[str, Method] = {
 
 def reduced_size(facts: Facts | None) -> Size | None:
     """The size to which methods reduce larger images; None for no change."""
-    if facts is None or max(facts.height, facts.width) <= LARGEST:
+    if facts is None or max(facts.height, facts.width) <= MAX_METHOD_SIDE:
         return None
-    scale = LARGEST / max(facts.height, facts.width)
+    scale = MAX_METHOD_SIDE / max(facts.height, facts.width)
     return as_size(max(8, round(facts.height * scale)), max(8, round(facts.width * scale)))
 
 

@@ -19,11 +19,11 @@ from gzcli.metrics.alarms.local import SHRINK, fit_local
 from gzcli.metrics.alarms.patches import patches_of, projected_on
 from gzcli.metrics.alarms.pca import Components, PcaLocal, moved, with_moved
 
-SIDE = 3  # side of a neighbourhood, in cells
-SHARE = 0.4  # share of the components that are used
-SCALES = (1, 3, -9)  # scale of the local map
+NEIGHBOURHOOD_CELLS = 3  # side of a neighbourhood, in cells
+COMPONENT_SHARE = 0.4  # share of the components that are used
+LOCAL_SCALES = (1, 3, -9)  # scale of the local map
 AT_ONCE = 32  # images whose neighbourhoods are computed together
-LEAST = 0.05  # least divisor, as a share of a squared distance (see `fit_whitened`)
+MIN_DIVISOR_SHARE = 0.05  # least divisor, as a share of a squared distance (see `fit_whitened`)
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def covariance(x: np.ndarray) -> np.ndarray:
 
 def coordinates(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """U v for residuals [N, C, h, w]: float32 [N, D, h, w]."""
-    return projected_on(rows, patches_of(x, SIDE, 1))
+    return projected_on(rows, patches_of(x, NEIGHBOURHOOD_CELLS, 1))
 
 
 def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
     """A `Whitened` fitted to residuals float32 [N, C, h, w] of good images, and the maps of these images as
     if each had been left out of the fit. Without y_i, the variance of n values is (1 − y_i² / n σ²) times
     that with it."""
-    _, vectors = np.linalg.eigh(covariance(patches_of(x[:: max(1, len(x) // 64)], SIDE, 1)))
+    _, vectors = np.linalg.eigh(covariance(patches_of(x[:: max(1, len(x) // 64)], NEIGHBOURHOOD_CELLS, 1)))
     rows = np.ascontiguousarray(vectors.T.astype(np.float32))
     y = np.empty((len(x), len(rows), *x.shape[2:]), np.float32)
     for i in range(0, len(x), AT_ONCE):
@@ -74,7 +74,7 @@ def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
     squares = np.empty((len(y), *y.shape[2:]), np.float32)
     for i, each in enumerate(y):
         z = np.square(each) / variance
-        squares[i] = (z / np.maximum(1 - z / n, LEAST)).mean(0)
+        squares[i] = (z / np.maximum(1 - z / n, MIN_DIVISOR_SHARE)).mean(0)
     return Whitened(rows, mean, np.sqrt(variance).astype(np.float32)), np.sqrt(squares)
 
 
@@ -88,12 +88,12 @@ class PcaPatch(PcaLocal):
 
 def fit_pca_patch(images: np.ndarray, *, factor: int = 1) -> PcaPatch:
     """`pca_patch`, fitted to good images uint8 [N, C, H, W]."""
-    return pca_patch(*with_moved(moved(images), factor, SHARE), factor)[0]
+    return pca_patch(*with_moved(moved(images), factor, COMPONENT_SHARE), factor)[0]
 
 
 def pca_patch(basis: Components, residuals: np.ndarray, factor: int) -> tuple[PcaPatch, np.ndarray]:
     """`pca_patch` from the components of good images and their held-out residuals, and its maps of these
     images."""
     whitened, maps = fit_whitened(residuals)
-    local = fit_local(maps, SCALES, relate=True)
+    local = fit_local(maps, LOCAL_SCALES, relate=True)
     return PcaPatch({"factor": factor, "components": len(basis.rows)}, factor, local, basis, whitened), maps

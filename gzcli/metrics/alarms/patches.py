@@ -15,15 +15,15 @@ import numpy as np
 
 from gzcli.metrics.alarms.features import cell_of, features
 from gzcli.metrics.alarms.fitted import Mapped, reduced
-from gzcli.metrics.alarms.local import SCALES, fit_local
+from gzcli.metrics.alarms.local import LOCAL_SIDES, fit_local
 from gzcli.metrics.alarms.pca import parts_of
 
-DIMENSIONS, OF_FEATURES = 16, 64  # principal components of a patch, and of the features at a place
-STRIDE = 2  # cells from one patch to the next
-MEMORY = 1200  # patches in the memory
+PATCH_COMPONENTS, OF_FEATURES = 16, 64  # principal components of a patch, and of the features at a place
+PATCH_STRIDE = 2  # cells from one patch to the next
+MEMORY_PATCHES = 1200  # patches in the memory
 CANDIDATES = 16_000  # patches from which the memory is chosen
 AT_ONCE = 512  # patches compared together; their distances fit in the CPU's cache
-USUAL = 120  # most good images whose maps define the usual value
+MAX_USUAL_IMAGES = 120  # most good images whose maps define the usual value
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Embedding:
     mean: np.ndarray  # float32 [C · p · p]
     rows: np.ndarray  # float32 [dimensions, C · p · p], orthonormal
     weight: float  # weight of the place, whose coordinates are shares of the sides
-    stride: int = STRIDE
+    stride: int = PATCH_STRIDE
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The embedding float32 [N, h, w, dimensions + 2] of images float32 [N, C, H, W]."""
@@ -46,7 +46,7 @@ class Embedding:
         return np.concatenate([np.moveaxis(projected, 1, -1), places], -1, dtype=np.float32)
 
 
-def patches_of(x: np.ndarray, side: int, stride: int = STRIDE) -> np.ndarray:
+def patches_of(x: np.ndarray, side: int, stride: int = PATCH_STRIDE) -> np.ndarray:
     """The patches of float32 [N, C, H, W] around every `stride`-th cell, [N, C · p · p, h, w]. Edge cells are
     repeated beyond the edge."""
     before, after = side // 2, side - 1 - side // 2
@@ -89,7 +89,7 @@ def fit_knn_patch(
     factor: int = 1,
     side: int = 5,
     weight: float = 1.0,
-    scales: Sequence[int] = SCALES,
+    scales: Sequence[int] = LOCAL_SIDES,
     relate: bool = False,
     even: bool = False,
 ) -> KnnPatch:
@@ -101,14 +101,14 @@ def fit_knn_patch(
     parameters = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
     parameters |= {"relative": relate, "even": even}
     local = fit_local(usual, scales, relate=relate, even=even)
-    return KnnPatch(parameters, factor * STRIDE, local, factor, embedding, memory)
+    return KnnPatch(parameters, factor * PATCH_STRIDE, local, factor, embedding, memory)
 
 
 def fit_patchcore(
     images: np.ndarray,
     *,
     weight: float = 0.0,
-    scales: Sequence[int] = SCALES,
+    scales: Sequence[int] = LOCAL_SIDES,
     relate: bool = False,
     even: bool = False,
 ) -> PatchCore:
@@ -127,15 +127,15 @@ def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The memory of good patches [n, h, w, D], and the usual distances: those of each part of the images to
     the memories of the others."""
     usual, parts = [], list(parts_of(len(embedded)))
-    memories = [coreset(embedded[part], MEMORY // len(parts)) for part in parts]
+    memories = [coreset(embedded[part], MEMORY_PATCHES // len(parts)) for part in parts]
     for i, part in enumerate(parts):
         rest = [memory for j, memory in enumerate(memories) if j != i] or memories
-        usual.append(distances(embedded[part][: USUAL // len(parts)], np.concatenate(rest)))
+        usual.append(distances(embedded[part][: MAX_USUAL_IMAGES // len(parts)], np.concatenate(rest)))
     return np.concatenate(memories), np.concatenate(usual)
 
 
 def embed(
-    x: np.ndarray, side: int, weight: float, *, stride: int = STRIDE, dimensions: int = DIMENSIONS
+    x: np.ndarray, side: int, weight: float, *, stride: int = PATCH_STRIDE, dimensions: int = PATCH_COMPONENTS
 ) -> Embedding:
     """The embedding of patches of good images. With a weight of 1, the side of the image is as long as ten
     standard deviations of the patches' largest component."""

@@ -12,16 +12,19 @@ from itertools import product
 import numpy as np
 
 from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced
-from gzcli.metrics.alarms.local import SCALES, fit_local
+from gzcli.metrics.alarms.local import LOCAL_SIDES, fit_local
 
 COMPONENTS = 60  # of `pca`
-MOST = 300  # components of `pca_local`, if there are that many images
-SHARES = (1.0, 0.4)  # shares of these components that the search tries
+MAX_COMPONENTS = 300  # components of `pca_local`, if there are that many images
+COMPONENT_SHARES = (1.0, 0.4)  # shares of these components that the search tries
 EVEN = 1e-4  # rows need no second pass if the least variance is at least this share of the largest
 FEW_OF = 4  # a solver of a share of the eigenvectors is faster for less than 1 / `FEW_OF` of them
-PARTS = 4  # parts of the good images; each is reduced by the components of the others
-MOVED, MANY = 400, 1000  # approximate number of moved copies; more images than `MANY` have none
-STEP = 96  # copies of an image with this side are moved by one pixel
+CROSS_FIT_PARTS = 4  # parts of the good images; each is reduced by the components of the others
+MOVED_COPIES, MAX_IMAGES_TO_MOVE = (
+    400,
+    1000,
+)  # approximate number of moved copies; more images than `MANY` have none
+PIXEL_STEP_SIDE = 96  # copies of an image with this side are moved by one pixel
 AROUND = tuple(step for step in product((-1, 0, 1), repeat=2) if any(step))
 
 
@@ -48,8 +51,8 @@ def moved(images: np.ndarray) -> np.ndarray:
     side in one of eight directions. A few images do not show every position of a part or every phase of a
     texture. So each of a few images has up to eight copies, and more than `MANY` images have none."""
     n, _, height, width = images.shape
-    copies = min(len(AROUND), max(1, MOVED // n)) if n <= MANY else 0
-    step = max(1, round(min(height, width) / STEP))
+    copies = min(len(AROUND), max(1, MOVED_COPIES // n)) if n <= MAX_IMAGES_TO_MOVE else 0
+    step = max(1, round(min(height, width) / PIXEL_STEP_SIDE))
     rng, edge = np.random.default_rng(0), ((0, 0), (step, step), (step, step))
     ways = rng.permuted(np.tile(np.arange(len(AROUND)), (n, 1)), axis=1)
     out = np.repeat(images[None], copies + 1, 0)
@@ -101,7 +104,7 @@ def largest(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 
 def count_of(share: float, x: np.ndarray) -> int:
     """The number of components that a share of those of images [N, …] amounts to, at most `MOST`."""
-    return max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
+    return max(1, round(share * min(MAX_COMPONENTS, len(x) - 1, x[0].size)))
 
 
 def strength(residual: np.ndarray) -> np.ndarray:
@@ -151,7 +154,7 @@ def fit_pca_local(
     *,
     factor: int = 1,
     share: float = 1.0,
-    scales: Sequence[int] = SCALES,
+    scales: Sequence[int] = LOCAL_SIDES,
     relate: bool = False,
     even: bool = False,
 ) -> PcaLocal:
@@ -185,7 +188,9 @@ def left_out(every: np.ndarray, k: int, products: np.ndarray | None = None) -> n
     images."""
     n = every.shape[1]
     flat = every.reshape(len(every) * n, -1)
-    if flat.shape[1] < len(flat) - len(flat) // PARTS:  # then `components` decomposes a smaller matrix
+    if (
+        flat.shape[1] < len(flat) - len(flat) // CROSS_FIT_PARTS
+    ):  # then `components` decomposes a smaller matrix
         return left_by_components(every, k)
     flat = flat - flat.mean(0)
     products, residual = products_of(flat) if products is None else products, np.empty_like(flat[:n])
@@ -217,5 +222,5 @@ def left_by_components(every: np.ndarray, k: int) -> np.ndarray:
 
 def parts_of(n: int) -> Iterator[np.ndarray]:
     """For each of `PARTS` parts, the images that it contains, of n."""
-    for part in range(min(PARTS, n)):
-        yield np.arange(n) % PARTS == part
+    for part in range(min(CROSS_FIT_PARTS, n)):
+        yield np.arange(n) % CROSS_FIT_PARTS == part

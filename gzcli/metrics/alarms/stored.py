@@ -22,8 +22,8 @@ from gzcli.store.paths import cache_dir
 TREE = "tree"  # name of the array that contains all but arrays, as JSON
 SEAL = "seal"  # name of the array with the checksum
 # bytes; larger alarms are fitted again. 5 folds of 300 components at 128 px have 295 MB
-LARGEST = 400_000_000
-ROOM = "gzcli.metrics.alarms."
+MAX_STORED_BYTES = 400_000_000
+ALARMS_PACKAGE = "gzcli.metrics.alarms."
 T = TypeVar("T")
 
 
@@ -57,7 +57,7 @@ def write(path: Path, fit: Any) -> None:
             arrays[name] = value
             return {"array": name}
         if is_dataclass(value):
-            kind = f"{type(value).__module__.removeprefix(ROOM)}.{type(value).__name__}"
+            kind = f"{type(value).__module__.removeprefix(ALARMS_PACKAGE)}.{type(value).__name__}"
             return {"kind": kind, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
         if isinstance(value, tuple):
             return {"tuple": [plain(each) for each in value]}
@@ -66,7 +66,7 @@ def write(path: Path, fit: Any) -> None:
         return value.item() if isinstance(value, np.generic) else value
 
     tree = json.dumps(plain(fit))
-    if sum(array.nbytes for array in arrays.values()) <= LARGEST:
+    if sum(array.nbytes for array in arrays.values()) <= MAX_STORED_BYTES:
         buffer, marks = io.BytesIO(), {TREE: np.array(tree), SEAL: seal(path, tree, arrays)}
         np.savez(buffer, **dict[str, Any]({**marks, **arrays}))
         files.write_atomic(path, buffer.getvalue())
@@ -89,7 +89,7 @@ def read(path: Path) -> Any:
         if "map" in value:
             return {key: whole(each) for key, each in value["map"]}
         module, _, name = value["kind"].rpartition(".")
-        kind = getattr(import_module(ROOM + module), name)
+        kind = getattr(import_module(ALARMS_PACKAGE + module), name)
         return kind(**{key: whole(each) for key, each in value.items() if key != "kind"})
 
     return whole(json.loads(tree))

@@ -10,9 +10,9 @@ import numpy as np
 from gzcli.metrics import baselines
 from gzcli.metrics.alarms.fitted import Fitted, reduced
 from gzcli.metrics.alarms.pca import Components, components
-from gzcli.metrics.quality.neighbours import nearest
+from gzcli.metrics.quality.neighbours import nearest_rows
 
-NEIGHBOUR, DIMENSIONS = 5, 64  # number of the neighbour, and of components
+KTH_NEIGHBOUR, PCA_COMPONENTS = 5, 64  # number of the neighbour, and of components
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Plain(Fitted):
     name: str
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        return PLAIN[self.name](np.asarray(images))
+        return PLAIN_METHODS[self.name](np.asarray(images))
 
 
-PLAIN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+PLAIN_METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "png": baselines.png_size,
     "mean": baselines.pixel_mean,
 }
@@ -39,8 +39,8 @@ class KnnPixels(Fitted):
     bank: np.ndarray  # float32 [N, dimensions]
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        k = min(NEIGHBOUR, len(self.bank))
-        return nearest(self.components.coordinates(reduced(images, 1)), self.bank, k=k)[0][:, -1]
+        k = min(KTH_NEIGHBOUR, len(self.bank))
+        return nearest_rows(self.components.coordinates(reduced(images, 1)), self.bank, k=k)[0][:, -1]
 
 
 def fit_png(images: np.ndarray) -> Plain:
@@ -53,5 +53,5 @@ def fit_mean(images: np.ndarray) -> Plain:
 
 def fit_knn_pixels(images: np.ndarray) -> KnnPixels:
     x = reduced(images, 1)
-    basis = components(x, DIMENSIONS)
+    basis = components(x, PCA_COMPONENTS)
     return KnnPixels({"components": len(basis.rows)}, basis, basis.coordinates(x))

@@ -9,9 +9,9 @@ from typing import Any
 
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-SPLITS = 10  # parts of the samples over which the inception score is averaged, as torch-fidelity does
+SCORE_SPLITS = 10  # parts of the samples over which the inception score is averaged, as torch-fidelity does
 UNSURE = 0.05  # share of real images with less confidence than counts as legible
-T = 2.262  # Student's t with nine degrees of freedom
+STUDENT_T = 2.262  # Student's t with nine degrees of freedom
 
 
 def of_images(judge: Any, images: Any) -> Figures:
@@ -78,13 +78,13 @@ def inception_score(fake: Array, real: Array, intervals: bool) -> Figures:
 
     from gzcli.metrics.pretrained import POOLED
 
-    score = isc_features_to_metric(torch.from_numpy(fake[:, POOLED:]).float(), splits=SPLITS)
+    score = isc_features_to_metric(torch.from_numpy(fake[:, POOLED:]).float(), splits=SCORE_SPLITS)
     value, spread = score["inception_score_mean"], score["inception_score_std"]
-    half = T * spread / (SPLITS - 1) ** 0.5
+    half = STUDENT_T * spread / (SCORE_SPLITS - 1) ** 0.5
     return {"is": Interval(value, value - half, value + half)}
 
 
-COLUMNS = (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11))
+CLASS_COLUMNS = (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11))
 LEGIBLE = (
     Column(
         "legible",
@@ -95,7 +95,7 @@ LEGIBLE = (
     ),
 )
 METRICS = (
-    Metric("classes", 70, COLUMNS, "lenet", default="always", of_images=of_images),
+    Metric("classes", 70, CLASS_COLUMNS, "lenet", default="always", of_images=of_images),
     Metric("legible", 75, LEGIBLE, "lenet", default="always", of_images=legible),
-    Metric("is", 320, (Column("is", "up"),), "inception", fewest=SPLITS, compare=inception_score),
+    Metric("is", 320, (Column("is", "up"),), "inception", fewest=SCORE_SPLITS, compare=inception_score),
 )

@@ -17,11 +17,13 @@ from gzcli.metrics.frechet import (
 )
 from gzcli.metrics.metric import Array, Column, Figures, Metric
 
-WIDE = 256  # from this number of features, an interval has fewer draws, because each takes about a second
-DRAWS, FEW_DRAWS = 50, 12  # splits of the images into halves, for the interval
+WIDE_FEATURES = (
+    256  # from this number of features, an interval has fewer draws, because each takes about a second
+)
+INTERVAL_SPLITS, FEW_DRAWS = 50, 12  # splits of the images into halves, for the interval
 INFINITY_DRAWS = CLASS_DRAWS = 20
 FEWEST_INFINITY = 10  # images in each set
-POINTS = 15  # numbers of images from which `fd_inf` is extrapolated
+EXTRAPOLATION_POINTS = 15  # numbers of images from which `fd_inf` is extrapolated
 # A class has few images, so terms of two rows dominate its distance. Halves would be up to √3 times too wide.
 CLASS_FRACTION = 0.9
 
@@ -50,7 +52,7 @@ def frechet_infinity(fake: Array, real: Array, *, seed: int = 0) -> float:
         raise UsageError("an extrapolated Fréchet distance needs at least ten images in each set")
     # Below two rows a feature the distance does not fall as 1/n yet: half of the rows at most are left out.
     least = max(0.1, min(0.5, 2 * np.shape(real)[1] / n))
-    rng, shares = np.random.default_rng(seed), np.linspace(least, 1, POINTS)
+    rng, shares = np.random.default_rng(seed), np.linspace(least, 1, EXTRAPOLATION_POINTS)
     distances = [
         frechet_distance(*(f[rng.permutation(len(f))[: round(share * len(f))]] for f in (fake, real)))
         for share in shares
@@ -104,15 +106,15 @@ def to_moments(metric: Metric, real: Moments, fake: Array) -> Figures:
     from gzcli.metrics.interval import halves, not_negative
 
     fake = fake[:, : metric.width]
-    draws = FEW_DRAWS if fake.shape[1] >= WIDE else DRAWS
+    draws = FEW_DRAWS if fake.shape[1] >= WIDE_FEATURES else INTERVAL_SPLITS
     distance = halves(lambda rows, real: frechet_of_moments(moments(rows), real), fake, real, draws=draws)
     return {metric.name: not_negative(distance)}
 
 
-def metric(
+def distance_metric(
     name: str, order: int, features: str, width: int, rank: int | None, distance: Any, **options: Any
 ) -> Metric:
-    draws = INFINITY_DRAWS if name == "fd_inf" else FEW_DRAWS if width >= WIDE else DRAWS
+    draws = INFINITY_DRAWS if name == "fd_inf" else FEW_DRAWS if width >= WIDE_FEATURES else INTERVAL_SPLITS
     keep, signed, meaning = 18 if name == "fid" else 19, name == "fd_inf", MEANINGS.get(name, "")
     how: dict[str, Any] = {"rank": rank, "signed": signed, "meaning": meaning, "beside": name == "fd_second"}
     columns = [Column(name, "down", keep=keep, **how)]
@@ -130,13 +132,13 @@ MEANINGS = {
 }
 FD_CLASS = Column("fd_class", "down", keep=5, meaning="Fréchet distance within predicted classes")
 METRICS = (
-    metric("fd", 10, "lenet", 64, 1, frechet_distance, default="always"),
-    metric("fd_second", 15, "second", 64, 3, frechet_distance, default="always"),
-    metric("fd_inf", 20, "lenet", 64, None, frechet_infinity, fewest=2 * FEWEST_INFINITY),
+    distance_metric("fd", 10, "lenet", 64, 1, frechet_distance, default="always"),
+    distance_metric("fd_second", 15, "second", 64, 3, frechet_distance, default="always"),
+    distance_metric("fd_inf", 20, "lenet", 64, None, frechet_infinity, fewest=2 * FEWEST_INFINITY),
     Metric("fd_class", 25, (FD_CLASS,), "lenet", default="always", within=within),
-    metric("fd_lite", 210, "lite", 1280, 12, frechet_distance),
-    metric("fd_lite_pca", 220, "lite", 1280, None, pca_frechet),
-    metric("fid", 300, "inception", 2048, 4, frechet_distance),
-    metric("fd_dinov2", 400, "dinov2", 1024, 5, frechet_distance),
-    metric("fd_clip", 500, "clip", 512, 6, frechet_distance),
+    distance_metric("fd_lite", 210, "lite", 1280, 12, frechet_distance),
+    distance_metric("fd_lite_pca", 220, "lite", 1280, None, pca_frechet),
+    distance_metric("fid", 300, "inception", 2048, 4, frechet_distance),
+    distance_metric("fd_dinov2", 400, "dinov2", 1024, 5, frechet_distance),
+    distance_metric("fd_clip", 500, "clip", 512, 6, frechet_distance),
 )

@@ -10,10 +10,13 @@ from typing import Any
 from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-ROWS = 1000  # rows of the kernel matrix that are held in memory at once
-DRAWS, MOST = 100, 2000  # random halves for an interval, and rows of each side that they come from
-WIDTH = 2048  # most features: Inception's logits follow its features
-SEED = 2020  # torch-fidelity's seed, so that the subsets are the same
+KERNEL_ROWS_AT_ONCE = 1000  # rows of the kernel matrix that are held in memory at once
+INTERVAL_HALVES, MAX_INTERVAL_ROWS = (
+    100,
+    2000,
+)  # random halves for an interval, and rows of each side that they come from
+MAX_FEATURES = 2048  # most features: Inception's logits follow its features
+SUBSET_SEED = 2020  # torch-fidelity's seed, so that the subsets are the same
 
 
 def kid(
@@ -53,13 +56,13 @@ def _of_halves(fake: Array, real: Array, seed: int) -> Interval:
 
     from gzcli.metrics.interval import around, subset
 
-    n, (fake, real) = len(fake), (f[subset(len(f), MOST)] for f in (fake, real))
+    n, (fake, real) = len(fake), (f[subset(len(f), MAX_INTERVAL_ROWS)] for f in (fake, real))
     rng, half = np.random.default_rng(seed), len(fake) // 2
-    uses = np.zeros((DRAWS, len(fake)))  # which samples each half has, 0 or 1
+    uses = np.zeros((INTERVAL_HALVES, len(fake)))  # which samples each half has, 0 or 1
     for line in uses:
         line[rng.choice(len(fake), half, replace=False)] = 1
     pairs = _sums((fake, uses), (fake, uses)) - uses @ _kernel(np.square(fake).sum(1), fake.shape[1])
-    across = _sums((fake, uses), (real, np.ones((DRAWS, len(real)))))
+    across = _sums((fake, uses), (real, np.ones((INTERVAL_HALVES, len(real)))))
     values = pairs / (half * (half - 1)) - 2 * across / (half * len(real))
     return around(float(values.mean()), values, (len(fake) / n) ** 0.5)
 
@@ -88,8 +91,8 @@ def _sums(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
 
     (x, in_x), (y, in_y) = a, b
     sums = np.zeros(len(in_x))
-    for i in range(0, len(x), ROWS):
-        part = slice(i, i + ROWS)
+    for i in range(0, len(x), KERNEL_ROWS_AT_ONCE):
+        part = slice(i, i + KERNEL_ROWS_AT_ONCE)
         sums += ((in_x[:, part] @ _kernel(x[part] @ y.T, x.shape[1])) * in_y).sum(1)
     return sums
 
@@ -113,11 +116,13 @@ def standardised(fake: Array, real: Array) -> tuple[Array, Array]:
 def compare(name: str, subsets: int, fake: Array, real: Array, intervals: bool) -> Figures:
     if name == "kid_lenet":
         fake, real = standardised(fake, real)
-    fake, real = fake[:, :WIDTH], real[:, :WIDTH]
-    return {name: kid(fake, real, subsets=subsets, seed=SEED, intervals=intervals)}
+    fake, real = fake[:, :MAX_FEATURES], real[:, :MAX_FEATURES]
+    return {name: kid(fake, real, subsets=subsets, seed=SUBSET_SEED, intervals=intervals)}
 
 
-def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40, **options: Any) -> Metric:
+def kernel_metric(
+    name: str, order: int, features: str, rank: int, *, subsets: int = 40, **options: Any
+) -> Metric:
     meaning = "kernel Inception distance" if name == "kid" else ""
     how: dict[str, Any] = {"rank": rank, "signed": True, "meaning": meaning, "beside": name == "kid_lenet"}
     column = Column(name, "down", keep=17, **how)
@@ -125,9 +130,9 @@ def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40
 
 
 METRICS = (
-    metric("kid_lenet", 30, "lenet", 7, default="always"),
-    metric("kid_lite", 230, "lite", 8, default="colour"),
-    metric("kid", 310, "inception", 9, subsets=100),
-    metric("kid_dinov2", 410, "dinov2", 10),
-    metric("kid_clip", 510, "clip", 11),
+    kernel_metric("kid_lenet", 30, "lenet", 7, default="always"),
+    kernel_metric("kid_lite", 230, "lite", 8, default="colour"),
+    kernel_metric("kid", 310, "inception", 9, subsets=100),
+    kernel_metric("kid_dinov2", 410, "dinov2", 10),
+    kernel_metric("kid_clip", 510, "clip", 11),
 )

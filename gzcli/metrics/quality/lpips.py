@@ -10,7 +10,7 @@ from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 REBUILT = 200  # test images to reconstruct; with a GAN, each takes a search
 PAIRS = 500  # pairs of samples
-BATCH = 50  # pairs in a forward pass
+PAIRS_AT_ONCE = 50  # pairs in a forward pass
 
 
 def reconstruction(judge: Any, contestant: Any) -> Figures:
@@ -24,7 +24,7 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
     method = getattr(trained.model, "reconstruct", None)
     if method is None:
         return {}
-    images, count = judge.test_images(trained, REBUILT, BATCH), 0
+    images, count = judge.test_images(trained, REBUILT, PAIRS_AT_ONCE), 0
     with judge.log.bar(f"reconstruct with {trained.title}") as progress:
 
         def work(batch: Batch) -> dict[str, Array]:
@@ -67,7 +67,7 @@ def distances(judge: Any, images: Any, chosen: Array) -> Array:
 
     chosen, parts = chosen[:PAIRS], []
     with torch.no_grad():
-        for rows in np.array_split(chosen, max(1, len(chosen) // BATCH)):
+        for rows in np.array_split(chosen, max(1, len(chosen) // PAIRS_AT_ONCE)):
             sides = (np.stack([images.images[int(i)] for i in side]) for side in rows.T)
             a, b = ((torch.from_numpy(side).float() / 127.5 - 1).to(judge.device) for side in sides)
             parts.append(judge.lpips(a, b).cpu().numpy())
@@ -80,6 +80,6 @@ def mean(values: Array) -> Interval:
     return mean_of_draws(values)
 
 
-COLUMNS = (Column("lpips_recon", "down"), Column("lpips_diversity"), Column("lpips_diversity|y"))
+LPIPS_COLUMNS = (Column("lpips_recon", "down"), Column("lpips_diversity"), Column("lpips_diversity|y"))
 HOW: dict[str, Any] = {"of_images": diversity, "of_model": reconstruction}
-METRICS = (Metric("lpips", 330, COLUMNS, weights="vgg16", floor="train", distributed=True, **HOW),)
+METRICS = (Metric("lpips", 330, LPIPS_COLUMNS, weights="vgg16", floor="train", distributed=True, **HOW),)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
-IMAGES = 10_000  # most test images for `measure`
+MAX_TEST_IMAGES = 10_000  # most test images for `measure`
 
 
 def bpd(judge: Any, contestant: Any) -> Figures:
@@ -53,7 +53,7 @@ def measured_figures(judge: Any, contestant: Any) -> Figures:
     if not hasattr(trained.model, "measure"):
         return {}
     with torch.inference_mode():
-        figures = trained.model.measure(map(trained.encode, judge.test_images(trained, IMAGES)))
+        figures = trained.model.measure(map(trained.encode, judge.test_images(trained, MAX_TEST_IMAGES)))
     return {name: Interval(value) for name, value in figures.items()}
 
 

@@ -10,17 +10,20 @@ from typing import Any
 from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-NEAR, FAR = 3, 5  # number of the neighbour that sets the radius: precision and recall, density and coverage
-DRAWS = 12  # random parts of the samples, for the intervals
+RADIUS_NEIGHBOUR, DENSITY_NEIGHBOUR = (
+    3,
+    5,
+)  # number of the neighbour that sets the radius: precision and recall, density and coverage
+INTERVAL_PARTS = 12  # random parts of the samples, for the intervals
 # Share of the samples in such a part. With halves, intervals of recall were too narrow if modes are rare.
 FRACTION = 0.8
-KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
-LEAST = 10  # the table of a league shows metrics whose priority is higher
-CLOSE = 0.01  # share of held-out images that counts as duplicates of training images
-INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
-MOST = 5000  # images in a part, for which the distances of all pairs are computed
-PARTS = 3  # most parts of the samples, and of the real images
-CELLS = 2**24  # distances in memory at a time
+COLUMN_PRIORITY = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
+LEAGUE_PRIORITY = 10  # the table of a league shows metrics whose priority is higher
+DUPLICATE_QUANTILE = 0.01  # share of held-out images that counts as duplicates of training images
+BALL_SHRINKAGE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
+MAX_IMAGES_PER_PART = 5000  # images in a part, for which the distances of all pairs are computed
+MAX_PARTS = 3  # most parts of the samples, and of the real images
+DISTANCES_AT_ONCE = 2**24  # distances in memory at a time
 
 
 def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
@@ -34,8 +37,8 @@ def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures
     """
     from gzcli.metrics.interval import around, not_negative, parts, random_parts, share, wider
 
-    n = min(len(fake), len(real), MOST)
-    of_fake, of_real = parts(fake, n, PARTS), parts(real, n, PARTS)
+    n = min(len(fake), len(real), MAX_IMAGES_PER_PART)
+    of_fake, of_real = parts(fake, n, MAX_PARTS), parts(real, n, MAX_PARTS)
     more = max(len(of_fake), len(of_real))
     pairs = [(of_fake[i % len(of_fake)], of_real[i % len(of_real)]) for i in range(more)]
     each = [prdc(*pair) for pair in pairs]
@@ -43,7 +46,7 @@ def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures
     density = Interval(values.pop("density"))
     shares = {name: share(value, n * len(of_fake)) for name, value in values.items()}
     if intervals:
-        drawn = [prdc(rows, of_real[0]) for (rows,) in random_parts(of_fake[:1], DRAWS, FRACTION)]
+        drawn = [prdc(rows, of_real[0]) for (rows,) in random_parts(of_fake[:1], INTERVAL_PARTS, FRACTION)]
         scale = (FRACTION / (1 - FRACTION) / len(of_fake)) ** 0.5
 
         def spread(name: str, figure: Interval) -> Interval:
@@ -65,7 +68,9 @@ def memory(judge: Any, images: Any) -> Figures:
     return {name: share(value, len(fake)) for name, value in values.items()}
 
 
-def prdc(fake: Array, real: Array, *, near: int = NEAR, far: int = FAR) -> dict[str, float]:
+def prdc(
+    fake: Array, real: Array, *, near: int = RADIUS_NEIGHBOUR, far: int = DENSITY_NEIGHBOUR
+) -> dict[str, float]:
     """Precision and recall by the `near` neighbour (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), and
     density and coverage by the `far` one (Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a
     proportion except density, which may exceed 1."""
@@ -76,7 +81,7 @@ def prdc(fake: Array, real: Array, *, near: int = NEAR, far: int = FAR) -> dict[
     if min(len(fake), len(real)) <= most:
         raise UsageError(f"precision and recall need more than {most} images in each set")
     # the first neighbour of a row is the row itself
-    of_real, of_fake = (nearest(rows, rows, k=most + 1)[0] * INSIDE for rows in (real, fake))
+    of_real, of_fake = (nearest_rows(rows, rows, k=most + 1)[0] * BALL_SHRINKAGE for rows in (real, fake))
     # the balls that contain a sample
     precise, inside = np.zeros(len(fake), bool), np.empty(len(fake), np.int64)
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
@@ -94,7 +99,7 @@ def prdc(fake: Array, real: Array, *, near: int = NEAR, far: int = FAR) -> dict[
     }
 
 
-def nearest(queries: Array, bank: Array, *, k: int = 1) -> tuple[Array, Array]:
+def nearest_rows(queries: Array, bank: Array, *, k: int = 1) -> tuple[Array, Array]:
     """The Euclidean distances [N, k] to the nearest rows, in ascending order, and the rows' indices, int64
     [N, k]."""
     import numpy as np
@@ -117,11 +122,11 @@ def authenticity(fake: Array, train: Array) -> float:
     nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies have the value 0."""
     import numpy as np
 
-    distances, places = nearest(fake, train)
+    distances, places = nearest_rows(fake, train)
     closest, inverse = np.unique(places[:, 0], return_inverse=True)
     train = paired(train, train)[0]
     # the second of the two nearest rows, because the first is the image itself; a duplicate is at 0
-    apart = nearest(train[closest], train, k=2)[0][:, 1]
+    apart = nearest_rows(train[closest], train, k=2)[0][:, 1]
     return float((distances[:, 0] > apart[inverse]).mean())
 
 
@@ -130,8 +135,8 @@ def duplicates(fake: Array, train: Array, held_out: Array) -> float:
     are. Held-out images have the value 0.01."""
     import numpy as np
 
-    threshold = np.quantile(nearest(held_out, train)[0], CLOSE)
-    return float((nearest(fake, train)[0] <= threshold).mean())
+    threshold = np.quantile(nearest_rows(held_out, train)[0], DUPLICATE_QUANTILE)
+    return float((nearest_rows(fake, train)[0] <= threshold).mean())
 
 
 def paired(a: Array, b: Array) -> tuple[Array, Array]:
@@ -151,7 +156,7 @@ def _blocks(queries: Array, bank: Array) -> Iterator[tuple[slice, Array]]:
     """Yields the distances [B, M] of a block of queries to the whole bank, with the rows of the queries."""
     import numpy as np
 
-    squares, size = np.square(bank).sum(1), max(1, CELLS // len(bank))
+    squares, size = np.square(bank).sum(1), max(1, DISTANCES_AT_ONCE // len(bank))
     for i in range(0, len(queries), size):
         some = queries[i : i + size]
         squared = np.square(some).sum(1)[:, None] + squares - 2 * some @ bank.T
@@ -160,17 +165,17 @@ def _blocks(queries: Array, bank: Array) -> Iterator[tuple[slice, Array]]:
 
 def metric(order: int, features: str, **options: Any) -> Metric:
     columns = tuple(
-        Column(f"{figure}_{features}", "up", keep=keep, beside=features == "lenet" and keep > LEAST)
-        for figure, keep in KEEP.items()
+        Column(f"{figure}_{features}", "up", keep=keep, beside=features == "lenet" and keep > LEAGUE_PRIORITY)
+        for figure, keep in COLUMN_PRIORITY.items()
     )
-    how: dict[str, Any] = {"fewest": 2 * (FAR + 1), "compare": partial(compare, features)}
+    how: dict[str, Any] = {"fewest": 2 * (DENSITY_NEIGHBOUR + 1), "compare": partial(compare, features)}
     return Metric(f"prc_{features}", order, columns, features, **how, **options)
 
 
-MEMORY = (Column("authenticity", "up"), Column("duplicates", "down"))
+MEMORY_COLUMNS = (Column("authenticity", "up"), Column("duplicates", "down"))
 METRICS = (
     metric(40, "lenet", default="always"),
-    Metric("memory", 110, MEMORY, floor="test", of_images=memory),
+    Metric("memory", 110, MEMORY_COLUMNS, floor="test", of_images=memory),
     metric(240, "lite"),
     metric(420, "dinov2"),
     metric(520, "clip"),

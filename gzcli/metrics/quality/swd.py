@@ -7,19 +7,22 @@ from functools import partial
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 from gzcli.metrics.quality.neighbours import paired
 
-DRAWS, PROJECTIONS = 20, 64  # splits of the images into halves, for the interval, and directions for each
+INTERVAL_SPLITS, PROJECTIONS = (
+    20,
+    64,
+)  # splits of the images into halves, for the interval, and directions for each
 
 
 def compare(fake: Array, real: Array, intervals: bool) -> Figures:
     """The distance in units of a pixel's range: images that are all lighter by a fraction s have distance
     s."""
-    from gzcli.metrics.interval import halves, moved, not_negative
+    from gzcli.metrics.interval import halves, moved_rows, not_negative
 
     value = sliced_wasserstein(fake, real) / 255
     if not intervals:
         return {"swd": Interval(value)}
     fewer = partial(sliced_wasserstein, projections=PROJECTIONS)
-    return {"swd": not_negative(moved(halves(fewer, fake, real, draws=DRAWS), value, 1 / 255))}
+    return {"swd": not_negative(moved_rows(halves(fewer, fake, real, draws=INTERVAL_SPLITS), value, 1 / 255))}
 
 
 def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512) -> float:

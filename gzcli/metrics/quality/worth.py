@@ -12,7 +12,7 @@ from gzcli.core.types import Say, silent
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 Labelled = tuple[Array, Array]  # images uint8 [N, C, H, W] and their classes [N]
-STEPS = 500  # the same for all training sets, so that more images do not mean more training
+WORTH_STEPS = 500  # the same for all training sets, so that more images do not mean more training
 
 
 def of_images(judge: Any, images: Any) -> Figures:
@@ -35,7 +35,7 @@ def worth(
     classes: int,
     *,
     seeds: int = 3,
-    steps: int = STEPS,
+    steps: int = WORTH_STEPS,
     say: Say = silent,
 ) -> Figures:
     """The accuracy of a LeNet on the test images, 0 … 1, by its training data: `real` images, `samples`,

@@ -106,7 +106,7 @@ class PixelCNN(PixelModel):
         levels = self.levels
         k = to_levels(batch.x, levels).transpose(0, 1).flatten(1)  # [C, B · H · W]
         count = torch.stack([channel.bincount(minlength=levels) for channel in k]).to(self.logits.bias)
-        share = ranks.mean(count / k.shape[1], self)
+        share = ranks.mean_over_ranks(count / k.shape[1], self)
         log_p = (0.999 * share + 0.001 / levels).log()  # every level keeps a positive probability
         bias = log_p if self.outputs > 1 else log_p[:, 1:] - log_p[:, :1]
         self.logits.bias.copy_(bias.flatten())

@@ -16,7 +16,7 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model
 from gzcli.models.nn import at_least, full_fp32, to_fp32, within
 
-EPS = 1e-8  # Laplace smoothing of the shares of codes
+LAPLACE_EPS = 1e-8  # Laplace smoothing of the shares of codes
 DEAD = 0.03  # a code with less than this fraction of an equal share, 1 / codes, is dead
 REBORN = 0.1  # a restarted code gets this fraction of an equal share, enough for one averaging time
 TRACKED = 0.1  # weight of a step in the running statistics of vectors that are rounded to levels
@@ -100,7 +100,7 @@ class Codebook(nn.Module):
     def learn(self, z: Tensor, codes: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Values to log on the use of `codes`. In training, moves the codes to the vectors z that they
         replace."""
-        share = ranks.mean(self._count(codes), self)
+        share = ranks.mean_over_ranks(self._count(codes), self)
         if self.training:
             self._update(z, codes, share, noise)
         perplexity = (-torch.special.xlogy(share, share).sum()).exp()
@@ -148,9 +148,9 @@ class Codebook(nn.Module):
         if self.options.codebook == "ema":
             vectors = z.movedim(1, -1).flatten(0, -2).to(self.total)
             sums = torch.zeros_like(self.total).index_add_(0, codes.flatten(), vectors) / len(vectors)
-            self.total.lerp_(ranks.mean(sums, self), 1 - self.options.decay)
+            self.total.lerp_(ranks.mean_over_ranks(sums, self), 1 - self.options.decay)
             n = self.usage.sum()
-            smoothed = (self.usage + EPS) / (n + len(self.usage) * EPS) * n
+            smoothed = (self.usage + LAPLACE_EPS) / (n + len(self.usage) * LAPLACE_EPS) * n
             self.embedding.copy_(self._normal(self.total / smoothed[:, None]))
         if self.options.restart:
             self._restart(self._dead(), z, noise)
@@ -227,8 +227,12 @@ class FiniteScalar(Codebook):
     def track(self, z: Tensor, weight: Tensor | float) -> None:
         """Moves the mean and the standard deviation towards those of z by `weight`."""
         z = to_fp32(z).movedim(1, 0).flatten(1)[..., None]  # [dim, B · h · w, 1]
-        mean = ranks.mean(z.mean(1, keepdim=True), self)
-        std = ranks.mean((z - mean).square().mean(1, keepdim=True), self).sqrt().clamp_min(EPS)
+        mean = ranks.mean_over_ranks(z.mean(1, keepdim=True), self)
+        std = (
+            ranks.mean_over_ranks((z - mean).square().mean(1, keepdim=True), self)
+            .sqrt()
+            .clamp_min(LAPLACE_EPS)
+        )
         self.mean.copy_(torch.lerp(self.mean, mean.to(self.mean), weight))
         self.std.copy_(torch.lerp(self.std, std.to(self.std), weight))
 
@@ -237,13 +241,13 @@ class FiniteScalar(Codebook):
         self.usage.lerp_(share, 1 - self.options.decay)
 
 
-SIDE = 16  # the most codes along a side by default
+MAX_CODES_PER_SIDE = 16  # the most codes along a side by default
 
 
 def default_halvings(shape: tuple[int, ...]) -> int:
     """The number of times that the sides of images (C, H, W) are halved: twice, or more until neither side
-    has more than SIDE codes."""
-    return max(2, math.ceil(math.log2(max(shape[1:]) / SIDE)))
+    has more than MAX_CODES_PER_SIDE codes."""
+    return max(2, math.ceil(math.log2(max(shape[1:]) / MAX_CODES_PER_SIDE)))
 
 
 class Tokenizer(Model):

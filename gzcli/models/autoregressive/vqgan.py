@@ -30,8 +30,12 @@ from gzcli.models.nn.layers import Attention, GroupNorm, ResBlock
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.nn.unet import Down, Up
 
-EPS = 1e-6  # of the group norms
-MULT = {2: (1, 2, 4), 3: (1, 2, 2, 4), 4: (1, 1, 2, 2, 4)}  # channels of each level, by number of halvings
+GROUP_NORM_EPS = 1e-6  # of the group norms
+LEVEL_WIDTHS = {
+    2: (1, 2, 4),
+    3: (1, 2, 2, 4),
+    4: (1, 1, 2, 2, 4),
+}  # channels of each level, by number of halvings
 HINGE = OBJECTIVES["hinge"]
 
 
@@ -56,22 +60,24 @@ class ConvOptions:
     def widths(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         times = default_halvings(shape)
         # as in the authors' models of 4, 8 and 16 pixels a code; coarser ones begin with more levels of 1
-        mult = MULT.get(times, (1,) * (times - 4) + MULT[4]) if self.mult is None else self.mult
+        mult = (
+            LEVEL_WIDTHS.get(times, (1,) * (times - 4) + LEVEL_WIDTHS[4]) if self.mult is None else self.mult
+        )
         return tuple(self.channels * m for m in mult)
 
     def block(self, i: int, o: int) -> ResBlock:
-        return ResBlock(i, o, lambda c: GroupNorm(self.groups, c, EPS), F.silu)
+        return ResBlock(i, o, lambda c: GroupNorm(self.groups, c, GROUP_NORM_EPS), F.silu)
 
     def level(self, i: int, o: int, blocks: int, attend: bool) -> nn.Sequential:
         """The residual blocks of one resolution, each followed by attention if `attend`."""
         layers: list[nn.Module] = []
         for k in range(blocks):
             layers += [self.block(o if k else i, o)]
-            layers += [Attention(o, o, self.groups, EPS)] if attend else []
+            layers += [Attention(o, o, self.groups, GROUP_NORM_EPS)] if attend else []
         return nn.Sequential(*layers)
 
     def middle(self, c: int) -> nn.Sequential:
-        attention = [Attention(c, c, self.groups, EPS)] if self.attention else []
+        attention = [Attention(c, c, self.groups, GROUP_NORM_EPS)] if self.attention else []
         return nn.Sequential(self.block(c, c), *attention, self.block(c, c))
 
 
@@ -88,7 +94,7 @@ class Encoder(nn.Module):
         )
         self.downs = nn.ModuleList(Down(w) for w in widths[:-1])
         self.middle = options.middle(widths[-1])
-        self.norm = GroupNorm(options.groups, widths[-1], EPS)
+        self.norm = GroupNorm(options.groups, widths[-1], GROUP_NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +124,7 @@ class Decoder(nn.Module):
             for k, (i, o) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.ups = nn.ModuleList(Up(w) for w in widths[:-1])
-        self.norm = GroupNorm(options.groups, widths[-1], EPS)
+        self.norm = GroupNorm(options.groups, widths[-1], GROUP_NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -131,7 +137,7 @@ class Decoder(nn.Module):
 def adaptive_weight(rec: Tensor, gan: Tensor, last: nn.Conv2d | nn.Linear) -> Tensor:
     """λ of eq. 7, without a gradient, the same on all ranks."""
     grads = (torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in (rec, gan))
-    norms = [ranks.mean(grad, last).norm() for grad in grads]
+    norms = [ranks.mean_over_ranks(grad, last).norm() for grad in grads]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
 
 

@@ -31,8 +31,11 @@ from gzcli.models.nn import (
 )
 from gzcli.store.png import picture_of
 
-TIMES = 4  # noise levels by which translation classifies an unlabelled image
-MEASURED, JPEG_SIGMA = 0.01, 0.05  # standard deviation of the noise of degraded images, whose range is 0 … 1
+CLASSIFYING_LEVELS = 4  # noise levels by which translation classifies an unlabelled image
+MEASURED_SIGMA, JPEG_SIGMA = (
+    0.01,
+    0.05,
+)  # standard deviation of the noise of degraded images, whose range is 0 … 1
 SIGMA_Y = 0.05  # standard deviation assumed for measurements, for the error of the network's estimates
 
 
@@ -376,7 +379,7 @@ class Applications(Denoiser):
         return torch.stack([self.error(x, noise.randn(*x.shape), level, y) for level in levels]).mean(0)
 
     def class_errors(
-        self, x: Tensor, noise: Noise, times: int = TIMES, progress: Progress = no_progress
+        self, x: Tensor, noise: Noise, times: int = CLASSIFYING_LEVELS, progress: Progress = no_progress
     ) -> Tensor:
         """The error [B, K] given each class, with the same noise for every class (Li 2023, "Your Diffusion
         Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
@@ -517,7 +520,7 @@ def solver_of(options: RestoreOptions, device: torch.device) -> Any:
     except ImportError as e:
         message = "`restore` needs the package `deepinv`"
         raise MissingError(message, hint=install_line("gzcli[restore]")) from e
-    sigma = options.sigma or (JPEG_SIGMA if options.operator == "jpeg" else MEASURED)
+    sigma = options.sigma or (JPEG_SIGMA if options.operator == "jpeg" else MEASURED_SIGMA)
     # deepinv overwrites the level by that of the noise model, so physics have none
     return DiffPIR(None, L2(), sigma=sigma, max_iter=options.steps, device=device)
 
@@ -559,7 +562,7 @@ class Degradation:
         is_measured = options.degraded and options.operator != "super"  # for `super`, it comes at full size
         y = x if is_measured else physics.A(x)
         if not options.degraded:
-            y = y + (options.sigma or MEASURED) * noise[..., : y.shape[2], : y.shape[3]]
+            y = y + (options.sigma or MEASURED_SIGMA) * noise[..., : y.shape[2], : y.shape[3]]
         if options.operator == "inpaint":
             y = y * self.mask[i : i + 1]
         if y.shape == x.shape:

@@ -331,7 +331,7 @@ DOPRI_A = (
 )
 # the weights of the fifth order minus those of the fourth, for the error
 DOPRI_E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-LIMIT = 1000  # most adaptive steps
+MAX_ADAPTIVE_STEPS = 1000  # most adaptive steps
 
 
 def root_mean_square(x: Tensor) -> Tensor:
@@ -389,7 +389,7 @@ def solve_adaptive(
     t = x.new_full((len(x),), start)
     slope = f(x, t)
     h = _first_step(f, x, t, slope, end - start, tolerance, norm)
-    for _ in range(LIMIT):
+    for _ in range(MAX_ADAPTIVE_STEPS):
         step = torch.minimum(h, (end - t).abs())  # 0 for images that have arrived
         signed, stages = _per_row(sign * step, x), [slope]
         for node, row in zip(DOPRI_C[1:], DOPRI_A[1:], strict=True):
@@ -411,7 +411,7 @@ def solve_adaptive(
         if remaining.max() <= 1e-6:
             return x
     hint = "use a larger `tolerance`, or a solver with fixed steps"
-    raise DivergedError(f"the ODE took more than {LIMIT} steps", hint=hint)
+    raise DivergedError(f"the ODE took more than {MAX_ADAPTIVE_STEPS} steps", hint=hint)
 
 
 def _first_step(

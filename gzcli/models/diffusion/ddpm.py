@@ -38,11 +38,11 @@ from gzcli.models.nn.unet import UNet
 Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
 Variance = Literal["small", "large"]
 
-SHARES: dict[Variance | None, float] = {"small": 0.0, "large": 1.0}  # of log β/β̃
+VARIANCE_SHARES: dict[Variance | None, float] = {"small": 0.0, "large": 1.0}  # of log β/β̃
 BOUND_WEIGHT = 1e-3  # λ of the bound in the loss of learned variances (Nichol 2021, eq. 16)
 
 DIFFUSERS_PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-HIDDEN = 0.1  # share of the small images hidden in training with a `factor`
+HIDDEN_SHARE = 0.1  # share of the small images hidden in training with a `factor`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class SamplingOptions(WalkOptions, PathOptions):
 
 
 SAMPLERS: dict[str, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
-    "ancestral": lambda options, _: partial(samplers.ancestral, share=SHARES.get(options.variance)),
+    "ancestral": lambda options, _: partial(samplers.ancestral, share=VARIANCE_SHARES.get(options.variance)),
     "ddim": lambda options, _: partial(samplers.ddim, eta=options.eta),
     **SOLVERS,
 }
@@ -109,9 +109,9 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
 
 class Diffusion(NoiseApplications):
     """A network on the discrete process. With a `factor`, it is also conditioned on a small image, which it
-    enlarges by the factor (SR3, Saharia 2021, arXiv:2104.07636). Training hides the fraction HIDDEN of the
-    small images, so that the network also works without them. If it learns variances, equally many additional
-    output channels are their shares of log β/β̃, from −1 for β̃ to 1 for β."""
+    enlarges by the factor (SR3, Saharia 2021, arXiv:2104.07636). Training hides the fraction HIDDEN_SHARE of
+    the small images, so that the network also works without them. If it learns variances, equally many
+    additional output channels are their shares of log β/β̃, from −1 for β̃ to 1 for β."""
 
     likelihood = "bound"
     reverse_sampler = staticmethod(samplers.ddim)
@@ -150,7 +150,7 @@ class Diffusion(NoiseApplications):
         """The small images for a model with a `factor`; hidden ones are zero."""
         if not self.factor:
             return None
-        visible = batch.noise.rand(len(batch)) >= HIDDEN
+        visible = batch.noise.rand(len(batch)) >= HIDDEN_SHARE
         return visible[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
 
     def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
@@ -245,7 +245,7 @@ class Diffusion(NoiseApplications):
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
             x0, share = self.predict_x0(x, t, y, noise)
-            kl = process.kl(t, (x - x0).square(), SHARES.get(variance, share))
+            kl = process.kl(t, (x - x0).square(), VARIANCE_SHARES.get(variance, share))
             total = total - (high - low) * kl.flatten(1).sum(1)
         return total + self.condition_log_prob(y, labels)
 

@@ -39,12 +39,12 @@ from gzcli.models.nn import (
 from gzcli.models.nn.layers import Attention, GroupNorm
 from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, attended, patched, widths_of
 
-EPS = 1e-5
+GROUP_NORM_EPS = 1e-5
 DECAY = 0.95  # decay of the running mean and covariance of z_sem
 MEASURED_IMAGES = 256  # images for `measure`
 
 
-class Encoder(nn.Module):
+class SemanticEncoder(nn.Module):
     """x [B, C, H, W] → z_sem [B, latent]: the encoder of a U-Net without time, averaged over positions."""
 
     def __init__(self, data: DataInfo, latent: int, options: UNetOptions):
@@ -54,8 +54,12 @@ class Encoder(nn.Module):
 
         def stage(c: int, o: int, attend: Sequence[bool], down: nn.Module | None = None) -> Stage:
             inputs = [c, *[o] * (len(attend) - 1)]
-            blocks = [ResBlock(i, o, 0, groups, EPS, options.dropout, scale_shift=False) for i in inputs]
-            attention = [Attention(o, options.head_dim or o, groups, EPS) if a else None for a in attend]
+            blocks = [
+                ResBlock(i, o, 0, groups, GROUP_NORM_EPS, options.dropout, scale_shift=False) for i in inputs
+            ]
+            attention = [
+                Attention(o, options.head_dim or o, groups, GROUP_NORM_EPS) if a else None for a in attend
+            ]
             return Stage(blocks, attention, down)
 
         c = widths[0]
@@ -66,7 +70,7 @@ class Encoder(nn.Module):
             self.down.append(stage(c, o, [attend] * layers, down))
             c = o
         self.mid = stage(c, c, [True, False])
-        self.norm_out = GroupNorm(groups, c, EPS)
+        self.norm_out = GroupNorm(groups, c, GROUP_NORM_EPS)
         self.out = nn.Linear(c, latent)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -262,7 +266,7 @@ class DiffAE(CodeApplications):
         net = CodedUNet.of(data, unet, outputs=process.outputs, latent=latent)
         if encoder_mult is None:
             encoder_mult = tuple(2 ** min(i, 3) for i in range(len(widths_of(data.shape, unet)) + 1))
-        encoder = Encoder(data, latent, replace(unet, mult=encoder_mult))
+        encoder = SemanticEncoder(data, latent, replace(unet, mult=encoder_mult))
         super().__init__(data)
         # to the diffusion a code [B, latent] is a multi-hot label [B, K]
         coded = replace(data, classes=("z_sem",), multilabel=True)
@@ -303,8 +307,8 @@ class DiffAE(CodeApplications):
     def keep_moments(self, z: Tensor) -> None:
         """Updates the running moments with z_sem [B, latent] of the batches of all ranks."""
         with torch.autocast(z.device.type, enabled=False):
-            mean = ranks.mean(z.mean(0), self)
-            cov = ranks.mean((z - mean).mT @ (z - mean) / len(z), self)
+            mean = ranks.mean_over_ranks(z.mean(0), self)
+            cov = ranks.mean_over_ranks((z - mean).mT @ (z - mean) / len(z), self)
         weight = (1 / (self.batches + 1)).clamp(min=1 - DECAY)
         self.mean.lerp_(mean, weight)
         self.cov.lerp_(cov, weight)

@@ -29,7 +29,7 @@ from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.labelled import LabelOptions
 from gzcli.models.nn import at_least
 
-LEAST = 0.005  # σ below which an image is clean
+CLEAN_SIGMA = 0.005  # σ below which an image is clean
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ECT(ConsistencyFunction):
         for module in net.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # f(x_t, t) and f(x_r, r) would differ by their masks alone
-        super().__init__(data, net, teacher.process, conditions, tuning, LEAST)
+        super().__init__(data, net, teacher.process, conditions, tuning, CLEAN_SIGMA)
         self.learn_from(teacher)
         self.bounded, self.guidance = teacher.bounded, teacher.guidance_scale(tuning.tuned_guidance)
 

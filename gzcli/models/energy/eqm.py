@@ -26,7 +26,7 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.nets import NetOptions
 
-SCALE, KNEE = 4.0, 0.8  # λ of the gradient, and a, the γ from which it decays
+GRADIENT_SCALE, DECAY_START = 4.0, 0.8  # λ of the gradient, and a, the γ from which it decays
 NODES = 16  # steps of the integral of an implicit energy
 
 
@@ -84,7 +84,7 @@ class EqM(Denoiser):
     # ---- the energy and its gradient
 
     def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
-        return SCALE * (level.sigma / (1 - KNEE)).clamp(max=1) * (eps - x)
+        return GRADIENT_SCALE * (level.sigma / (1 - DECAY_START)).clamp(max=1) * (eps - x)
 
     def time_input(self, t: Tensor) -> Tensor:
         """Zeros, because the energy does not depend on time."""

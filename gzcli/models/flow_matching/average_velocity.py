@@ -33,7 +33,7 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.nets import NetOptions
 
-SMALLEST = 1e-3  # added to an image's error in the weight of that image
+WEIGHT_EPS = 1e-3  # added to an image's error in the weight of that image
 UNGUIDED = 0.5  # share of images with unguided targets; without them unguided samples are worse
 
 
@@ -153,7 +153,7 @@ class AverageVelocity(FlowMatching):
         out = to_fp32(self.net(x_t, self.time_input(torch.stack([t, s], 1), guidance), y, drop))
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)
         power = self.weight_power if self.training else 0.0  # at 1 the loss would be nearly constant
-        weight = ((error / rho**2).detach() + SMALLEST) ** -power
+        weight = ((error / rho**2).detach() + WEIGHT_EPS) ** -power
         if (by_noise := self.loss_weight(level)) is not None:
             weight = weight * by_noise
         return {"loss": (weight * error / rho).mean(), "error": error.detach().mean()}

@@ -39,7 +39,7 @@ from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.nets import NetOptions
 
 # images that `measure` classifies, with one network call per class
-CLASSIFIED_IMAGES, MOST_CLASSES = 200, 100
+CLASSIFIED_IMAGES, MAX_CLASSIFIED = 200, 100
 END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, where a likelihood starts
 
 
@@ -247,7 +247,7 @@ class FM(FlowMatching):
 
         accuracy: accuracy of the model as a classifier.
         """
-        if not self.conditional or self.data.multilabel or len(self.data.classes) > MOST_CLASSES:
+        if not self.conditional or self.data.multilabel or len(self.data.classes) > MAX_CLASSIFIED:
             return {}
         correct, n = 0, 0
         for batch in batches:

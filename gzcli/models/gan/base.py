@@ -158,7 +158,7 @@ class AdaptiveProbability(nn.Module):
         """Counts the signs of the outputs f [B] for real images."""
         signs = f.detach().sign()
         counted = torch.stack([signs.sum(), torch.ones_like(signs).sum()])
-        self.signs = self.signs + ranks.mean(counted, self) * ranks.sharing(self)
+        self.signs = self.signs + ranks.mean_over_ranks(counted, self) * ranks.sharing(self)
 
     def adjust(self, steps: int) -> None:
         """Adjusts p by the signs since the last call. p may rise from 0 to 1 within 500,000 images, as in the

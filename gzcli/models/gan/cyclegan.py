@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.hints import Option, advice
-from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved_to
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import Labels, from_levels, to_fp32, to_levels
 from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, critic_outputs
@@ -79,7 +79,7 @@ class Translator(nn.Module):
         strides: dict[str, Any] = {"stride": 2, "padding": 1, "bias": False}
         self.stem = norm_relu(reflect_conv(channels, width, 7))
         self.downs = nn.ModuleList(norm_relu(nn.Conv2d(i, o, 3, **strides)) for i, o in pairwise(widths))
-        self.blocks = nn.Sequential(*(ResBlock(widths[-1]) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(CycleBlock(widths[-1]) for _ in range(blocks)))
         ups = (nn.ConvTranspose2d(i, o, 3, **strides) for i, o in pairwise(reversed(widths)))
         self.ups = nn.ModuleList(ups)
         self.head = reflect_conv(width, channels, 7, bias=True)
@@ -98,7 +98,7 @@ class Translator(nn.Module):
         return torch.tanh(to_fp32(self.head(h)))
 
 
-class ResBlock(nn.Module):
+class CycleBlock(nn.Module):
     """A residual block: two convolutions with instance norm."""
 
     def __init__(self, width: int):
@@ -119,7 +119,7 @@ def reflect_conv(inputs: int, outputs: int, kernel: int, bias: bool = False) -> 
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect", bias=bias)
 
 
-MEMORY = 32  # training images of each domain in the memory, which `sample` translates
+MEMORY_IMAGES = 32  # training images of each domain in the memory, which `sample` translates
 SampleDirection = Literal["both", "AtoB", "BtoA"]
 Direction = Literal["auto", "AtoB", "BtoA"]
 
@@ -143,7 +143,7 @@ class CycleGAN(Model):
 
     paper = "Zhu et al. 2017, arXiv:1703.10593"
     needs: ClassVar = ("second_domain",)
-    memory: Tensor  # the kept training images as bytes, [2, MEMORY, C, H, W]; 0 until the first step
+    memory: Tensor  # the kept training images as bytes, [2, MEMORY_IMAGES, C, H, W]; 0 until the first step
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class CycleGAN(Model):
         )
         self.pool_a, self.pool_b = ImagePool(pool), ImagePool(pool)
         self.cycle, self.identity, self.step = cycle, identity, 0
-        self.register_buffer("memory", torch.zeros(2, MEMORY, *data.shape, dtype=torch.uint8))
+        self.register_buffer("memory", torch.zeros(2, MEMORY_IMAGES, *data.shape, dtype=torch.uint8))
 
     # ---- training
 
@@ -185,7 +185,7 @@ class CycleGAN(Model):
     def on_start(self, batch: Batch) -> None:
         """Fills the memory with the first batch, repeated, unless it was loaded."""
         first = self.domain_bytes(batch.x, batch.extra["second_domain"])
-        repeated = first[:, torch.arange(MEMORY, device=first.device) % first.shape[1]]
+        repeated = first[:, torch.arange(MEMORY_IMAGES, device=first.device) % first.shape[1]]
         self.memory.copy_(torch.where((self.memory > 0).any(), self.memory, repeated))
 
     def on_step(self, step: int) -> None:
@@ -195,7 +195,7 @@ class CycleGAN(Model):
     @torch.no_grad()
     def remember(self, a: Tensor, b: Tensor) -> None:
         """Fills the memory with the training images of the first steps on all ranks."""
-        if self.step >= MEMORY:  # every step adds at least one image, so the memory is full
+        if self.step >= MEMORY_IMAGES:  # every step adds at least one image, so the memory is full
             return
         images = self.domain_bytes(a, b)
         first = self.step * images.shape[1]
@@ -287,7 +287,9 @@ class CycleGAN(Model):
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         images = self.memory[domains].flatten(0, 1)
         pick = noise.randint(len(images), n)
-        return from_levels(images[pick], 256), pick < MEMORY if direction == "both" else direction == "AtoB"
+        return from_levels(
+            images[pick], 256
+        ), pick < MEMORY_IMAGES if direction == "both" else direction == "AtoB"
 
     @torch.no_grad()
     def translate(
@@ -344,7 +346,7 @@ class CycleGAN(Model):
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
             x, from_a = batch.x, self.is_from_a(batch.x, batch.y)
-            window = moved(window, x.device)
+            window = moved_to(window, x.device)
             identity = (self.to_other_domain(x, ~from_a) - x).abs().flatten(1).mean(1)
             ssim = ssim_parts((x + 1) / 2, (self.to_other_domain(x, from_a) + 1) / 2, window)[0].mean(1)
             for i, value in enumerate((self.cycle_error(x, from_a) / 2, identity / 2, ssim)):

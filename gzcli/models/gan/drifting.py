@@ -28,8 +28,8 @@ from gzcli.models.gan.r3gan import ResidualGenerator, ResidualOptions
 from gzcli.models.nn import pyramid, to_fp32
 from gzcli.models.nn.adversarial import widths
 
-GRID = 7  # squares along a side; the autoencoder sees some of them
-FAR = -1e9  # of pairs that do not act on each other, where the softmax is 0
+GRID_SQUARES = 7  # squares along a side; the autoencoder sees some of them
+MASKED_LOGIT = -1e9  # of pairs that do not act on each other, where the softmax is 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """The mean squared error of images that are completed from some of their patches."""
-        seen = (noise.rand(len(x), 1, GRID, GRID) >= self.hidden).to(x)
+        seen = (noise.rand(len(x), 1, GRID_SQUARES, GRID_SQUARES) >= self.hidden).to(x)
         code = self.code(self.maps(x * F.interpolate(seen, x.shape[2:])).flatten(1))
         return (self.decoder(code) - x).square().mean()
 
@@ -88,7 +88,7 @@ def field(x: Tensor, y: Tensor, apart: Tensor, temperatures: tuple[float, ...]) 
     distance = torch.cdist(x, torch.cat([y, x])) / x.shape[1] ** 0.5
     total = torch.zeros_like(x)
     for tau in temperatures:
-        near = (-distance / tau).masked_fill(apart, FAR)
+        near = (-distance / tau).masked_fill(apart, MASKED_LOGIT)
         attraction, repulsion = (near.softmax(1) * near.softmax(0)).sqrt().split([len(y), len(x)], 1)
         towards = attraction * repulsion.sum(1, keepdim=True)
         away = repulsion * attraction.sum(1, keepdim=True)

@@ -164,7 +164,7 @@ class PresGAN(GAN):
                 if i >= self.burn_in:
                     with torch.no_grad():
                         score = score + (self.generator(z, y) - x) / sigma**2 / self.draws
-            rate = ranks.mean(torch.stack(accepted).mean(), self)
+            rate = ranks.mean_over_ranks(torch.stack(accepted).mean(), self)
         if self.training:
             factor = torch.where(rate > self.accept, 1.02, 0.98)
             self.step_size = (self.step_size * factor).clamp(1e-4, 1.0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gzcli.core.devices import kind_of
+from gzcli.core.devices import device_kind
 from gzcli.core.errors import UsageError
 from gzcli.core.hints import advice, gz
 from gzcli.core.types import Applied, DataInfo
@@ -226,7 +226,7 @@ def double(t: Tensor) -> Tensor:
 
     For a value that the host reads, `t.cpu().double()` is exact on every device.
     """
-    return t.double() if kind_of(t.device).float64 else to_fp32(t)
+    return t.double() if device_kind(t.device).float64 else to_fp32(t)
 
 
 def is_shape_only() -> bool:

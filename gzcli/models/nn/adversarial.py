@@ -297,7 +297,7 @@ class LeCam(nn.Module):
         self.register_buffer("averages", torch.zeros(2))  # α_R, α_F, the same on all ranks
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        means = ranks.mean(torch.stack([real.mean(), fake.mean()]).detach(), self)
+        means = ranks.mean_over_ranks(torch.stack([real.mean(), fake.mean()]).detach(), self)
         self.averages = torch.lerp(means, self.averages, LECAM_DECAY)
         return (real - self.averages[1]).square().mean() + (fake - self.averages[0]).square().mean()
 

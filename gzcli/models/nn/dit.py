@@ -23,7 +23,7 @@ from gzcli.models.nn.unet import renamed, time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
 PATCHES = range(1, 9)  # sides of a default patch
-TOKENS = 1024  # most tokens with a default patch; the cost of attention is quadratic
+MAX_TOKENS = 1024  # most tokens with a default patch; the cost of attention is quadratic
 
 
 @dataclass(frozen=True)
@@ -214,12 +214,11 @@ def patch_side(h: int, w: int, patch: int | None, tokens: int) -> int:
 
 def default_patch(h: int, w: int, tokens: int) -> int:
     """The side in PATCHES that divides h and w and whose number of patches is closest in ratio to `tokens`.
-    Raises UsageError if there are still more than TOKENS patches, because few sides divide both or the image
-    is too large.
-    """
+    Raises UsageError if there are still more than MAX_TOKENS patches, because few sides divide both or the
+    image is too large."""
     fit = [patch for patch in PATCHES if not (h % patch or w % patch)]
     patch = min(fit, key=lambda patch: abs(math.log(h * w / (patch**2 * tokens))))
-    if h * w > TOKENS * patch**2:
+    if h * w > MAX_TOKENS * patch**2:
         scale = min(1.0, 256 / math.sqrt(h * w))
         fits = as_size(*(max(8, math.floor(side * scale / 8) * 8) for side in (h, w)))
         raise UsageError(

@@ -17,15 +17,15 @@ from gzcli.core.types import DataInfo
 from gzcli.models.nn import ClassEmbedding, Classes, to_fp32
 from gzcli.models.nn.unet import UNetOptions, attended, widths_of
 
-EPS = 1e-4
+NORM_EPS = 1e-4
 RESIDUAL = 0.3  # t of the sum of a residual branch (table 6)
-LARGEST = 256.0  # activations are clamped to ± this value (section 2.4)
+MAX_ACTIVATION = 256.0  # activations are clamped to ± this value (section 2.4)
 FREQUENCY = 2.65 / 1000  # of ¼ ln σ, which rises by that from the least σ, .002, to the largest, 80, per time
 
 
 def normalised(x: Tensor, dims: int | tuple[int, ...] = 1) -> Tensor:
     """x, normalised to a root mean square of 1 over these dimensions."""
-    return x / (EPS + to_fp32(x).square().mean(dims, keepdim=True).sqrt().to(x.dtype))
+    return x / (NORM_EPS + to_fp32(x).square().mean(dims, keepdim=True).sqrt().to(x.dtype))
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Block(nn.Module):
             q, k, v = normalised(self.qkv(x).unflatten(1, (3, self.heads, -1)), 3).flatten(4).mT.unbind(1)
             y = F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape)
             x = mp_sum(x, self.project(y), RESIDUAL)
-        return x.clamp(-LARGEST, LARGEST)
+        return x.clamp(-MAX_ACTIVATION, MAX_ACTIVATION)
 
 
 class MPUNet(nn.Module):

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError, install_line
-from gzcli.core.types import moved
+from gzcli.core.types import moved_to
 from gzcli.models.nn import is_shape_only, to_fp32
 from gzcli.store.files import reading
 from gzcli.store.hub import VGG
 from gzcli.store.paths import cache_dir
 
-WIDTHS = (64, 128, 256, 512, 512)  # channels of the features that LPIPS compares
+FEATURE_WIDTHS = (64, 128, 256, 512, 512)  # channels of the features that LPIPS compares
 
 
 class LPIPS(nn.Module):
@@ -39,7 +39,7 @@ class LPIPS(nn.Module):
 
         super().__init__()
         self.layers: nn.Sequential = make_layers(cfgs["D"])
-        self.linear = nn.ParameterList(torch.ones(width) for width in WIDTHS)
+        self.linear = nn.ParameterList(torch.ones(width) for width in FEATURE_WIDTHS)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
@@ -75,7 +75,7 @@ class LPIPS(nn.Module):
             if isinstance(layer, nn.MaxPool2d):
                 f = to_fp32(h)
                 features.append(f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10))
-            if len(features) < len(WIDTHS):  # the last pooling would shrink a single pixel
+            if len(features) < len(FEATURE_WIDTHS):  # the last pooling would shrink a single pixel
                 h = layer(h)
         return features
 
@@ -145,11 +145,11 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
         x, y = (to_fp32(x) + 1) / 2, (to_fp32(y) + 1) / 2
         side = min(x.shape[2:])
         size = min(11 if side >= 64 else 7, side)
-        window = moved(gaussian_window(size, 1.5 * size / 11), x.device)
+        window = moved_to(gaussian_window(size, 1.5 * size / 11), x.device)
         scales = 1
         while scales < len(SCALE_WEIGHTS) and side // 2**scales >= size:
             scales += 1
-        weights = moved(torch.tensor(SCALE_WEIGHTS[:scales]), x.device)
+        weights = moved_to(torch.tensor(SCALE_WEIGHTS[:scales]), x.device)
         weights = weights / weights.sum()
         value = x.new_ones(x.shape[0], x.shape[1])
         for i in range(scales):

@@ -21,7 +21,7 @@ from gzcli.models.nn import at_least, on_levels, to_fp32, within
 
 # at e^-7, a quarter of a bin of 256 levels, nearly all mass is in one bin already
 LOG_SCALE, MIXTURE_LOG_SCALE = (-7.0, 3.0), (-7.0, 7.0)
-TINY = 2**-25  # below all uniform numbers but 0, whose logit is infinite
+SMALLEST_UNIFORM = 2**-25  # below all uniform numbers but 0, whose logit is infinite
 
 
 def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
@@ -51,7 +51,7 @@ def gaussian_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -
 
 
 LOG_MASS = {"gaussian": gaussian_log_mass, "logistic": logistic_log_mass}
-QUANTILE = {"gaussian": torch.special.ndtri, "logistic": torch.logit}
+QUANTILE_FUNCTIONS = {"gaussian": torch.special.ndtri, "logistic": torch.logit}
 PixelKind = Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"]
 
 
@@ -113,7 +113,7 @@ class Pixels:
         if self.kind == "bernoulli":
             return (u < torch.sigmoid(out)).to(out.dtype) * 2 - 1
         mean, log_scale = self.mean_scale(out)
-        x = mean + QUANTILE[self.kind](u) * torch.exp(log_scale)
+        x = mean + QUANTILE_FUNCTIONS[self.kind](u) * torch.exp(log_scale)
         return x if self.levels is None else on_levels(x, self.levels)
 
 
@@ -158,7 +158,7 @@ class LogisticMixture:
         mean, log_scale, coef = (p.gather(-1, m.expand(*p.shape[:-1], 1)) for p in (mean, log_scale, coef))
         x = torch.zeros_like(u[..., 1:])
         for c in range(x.shape[-1]):
-            noise = u[..., c + 1, None].logit(TINY)  # a standard logistic draw
+            noise = u[..., c + 1, None].logit(SMALLEST_UNIFORM)  # a standard logistic draw
             value = self._mean(c, mean, coef, x) + temperature * log_scale[..., c, :].exp() * noise
             x[..., c] = on_levels(value[..., 0], self.levels)
         return x

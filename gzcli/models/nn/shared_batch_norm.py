@@ -23,7 +23,7 @@ class AllMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, t: Tensor, module: nn.Module) -> Tensor:
         ctx.module = module
-        return ranks.mean(t, module).clone()
+        return ranks.mean_over_ranks(t, module).clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

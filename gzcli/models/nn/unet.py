@@ -22,10 +22,10 @@ from gzcli.models.nn.layers import Attention, GroupNorm
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-LOWEST = 7  # least side of the last level, in positions
-MULT = (1, 2, 2, 2, 4, 4)  # widths of the levels, the last for all further ones
+MIN_LAST_SIDE = 7  # least side of the last level, in positions
+LEVEL_WIDTHS = (1, 2, 2, 2, 4, 4)  # widths of the levels, the last for all further ones
 ATTENDED = (16, 8)  # sides, in positions, near which levels have self-attention
-LARGEST = 22  # the largest such side
+MAX_LAST_SIDE = 22  # the largest such side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,9 +315,9 @@ def widths_of(shape: tuple[int, ...], options: UNetOptions) -> tuple[int, ...]:
     if options.mult is not None:
         return options.mult
     levels = 1
-    while (side := (side + 1) // 2) >= LOWEST:
+    while (side := (side + 1) // 2) >= MIN_LAST_SIDE:
         levels += 1
-    return (*MULT, *MULT[-1:] * levels)[:levels]
+    return (*LEVEL_WIDTHS, *LEVEL_WIDTHS[-1:] * levels)[:levels]
 
 
 def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple[bool, ...]:
@@ -328,7 +328,7 @@ def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple
     at = options.attention
     if at is None:
         nearest = [min(sides, key=lambda side: abs(math.log(side / ideal))) for ideal in ATTENDED]
-        at = tuple(side for side in nearest if side <= LARGEST)
+        at = tuple(side for side in nearest if side <= MAX_LAST_SIDE)
     return tuple(side in at for side in sides)
 
 

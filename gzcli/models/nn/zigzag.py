@@ -20,13 +20,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gzcli.core.devices import kind_of
+from gzcli.core.devices import device_kind
 from gzcli.core.errors import UsageError
 from gzcli.models.nn import is_shape_only, stacked, to_fp32, zero_init
 from gzcli.models.nn.dit import DiTNet, DiTOptions, modulate
 from gzcli.models.nn.layers import LayerNorm
 
-KERNEL = 4  # tokens that the convolution covers, including the current one
+KERNEL_TOKENS = 4  # tokens that the convolution covers, including the current one
 DELTA = (1e-3, 1e-1)  # the range of Δ at the start
 CACHE_ELEMENTS = 2**18  # elements of a chunk's states on a CPU
 
@@ -77,7 +77,7 @@ class Mamba(nn.Module):
         super().__init__()
         inner, self.rank, self.state = expand * width, math.ceil(width / 16), state
         self.in_proj = stacked(nn.Linear(width, 2 * inner, bias=False), 2)
-        self.conv1d = nn.Conv1d(inner, inner, KERNEL, groups=inner)
+        self.conv1d = nn.Conv1d(inner, inner, KERNEL_TOKENS, groups=inner)
         # it stacks three matrices of different heights
         self.x_proj = stacked(nn.Linear(inner, self.rank + 2 * state, bias=False), 0)
         self.dt_proj = nn.Linear(self.rank, inner)
@@ -100,10 +100,10 @@ class Mamba(nn.Module):
     def causal_conv(self, x: Tensor) -> Tensor:
         """The causal convolution of each channel, written as a sum because PyTorch's own is slow in bf16 on a
         CPU."""
-        padded = F.pad(x, (0, 0, KERNEL - 1, 0))
+        padded = F.pad(x, (0, 0, KERNEL_TOKENS - 1, 0))
         weight, bias = self.conv1d.weight, self.conv1d.bias
         out = x.new_zeros(()) if bias is None else bias
-        for k in range(KERNEL):
+        for k in range(KERNEL_TOKENS):
             out = out + padded[:, k : k + x.shape[1]] * weight[:, 0, k]
         return out
 
@@ -152,7 +152,7 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 def fused_scan(device: torch.device) -> Callable[..., Tensor] | None:
     """The kernel of `mamba-ssm`, of (x [batch, D, T], delta [batch, D, T], A [D, N], B [batch, N, T], C
     [batch, N, T]); None if there is none for the device."""
-    if not kind_of(device).kernels:
+    if not device_kind(device).kernels:
         return None
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn

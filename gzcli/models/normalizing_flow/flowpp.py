@@ -208,12 +208,12 @@ class MixLogisticCoupling(nn.Module):
         return mixture.inverse_logit_cdf((y2 - b) * (-a).exp())
 
 
-Shape = tuple[int, int, int]  # (C, H, W)
+ImageShape = tuple[int, int, int]  # (C, H, W)
 # the two ways to halve an image: the dimension, and the length of the alternating runs
-COLUMNS, CHANNELS = (3, 1), (1, 2)
+COLUMN_HALVES, CHANNEL_HALVES = (3, 1), (1, 2)
 
 
-def split(x: Tensor, way: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def split_halves(x: Tensor, way: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The two halves of x [B, C, H, W]: even and odd columns or, of channels from `squeeze`, those of even
     and odd rows."""
     dim, run = way
@@ -226,10 +226,10 @@ def join(x1: Tensor, x2: Tensor, way: tuple[int, int]) -> Tensor:
     return torch.stack([x.unflatten(dim, (-1, run)) for x in (x1, x2)], dim + 1).flatten(dim, dim + 2)
 
 
-class Step(nn.Module):
+class FlowppStep(nn.Module):
     """ActNorm and a 1×1 convolution of each half, a coupling that changes the second half, then a swap."""
 
-    def __init__(self, shape: Shape, options: CouplingOptions, context: int = 0):
+    def __init__(self, shape: ImageShape, options: CouplingOptions, context: int = 0):
         super().__init__()
         C, H, W = shape
         self.norms: Modules[ActNorm] = Modules(ActNorm(C) for _ in range(2))
@@ -254,22 +254,24 @@ class Couplings(nn.Module):
     """`depth` steps over the halves of an image that is split one way."""
 
     def __init__(
-        self, shape: Shape, way: tuple[int, int], depth: int, options: CouplingOptions, context: int = 0
+        self, shape: ImageShape, way: tuple[int, int], depth: int, options: CouplingOptions, context: int = 0
     ):
         super().__init__()
         self.way = way
         C, H, W = (n // 2 if dim == way[0] else n for dim, n in enumerate(shape, 1))
-        self.steps: Modules[Step] = Modules(Step((C, H, W), options, context) for _ in range(depth))
+        self.steps: Modules[FlowppStep] = Modules(
+            FlowppStep((C, H, W), options, context) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        (x1, x2), log_det = split(x, self.way), x.new_zeros(x.shape[0])
+        (x1, x2), log_det = split_halves(x, self.way), x.new_zeros(x.shape[0])
         for step in self.steps:
             x1, x2, step_log_det = step(x1, x2, context)
             log_det = log_det + step_log_det
         return join(x1, x2, self.way), log_det
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        x1, x2 = split(y, self.way)
+        x1, x2 = split_halves(y, self.way)
         for step in reversed(self.steps):
             x1, x2 = step.inverse(x1, x2, context)
         return join(x1, x2, self.way)
@@ -285,13 +287,13 @@ class Dequantiser(nn.Module):
         C, H, W = C * 4**squeezes, H >> squeezes, W >> squeezes
         self.first = nn.Conv2d(2 * C, width, 3, padding=1)
         self.features = nn.ModuleList(GatedConv(width, 3, 0, 0.0) for _ in range(3))
-        self.couplings = Couplings((C, H, W), COLUMNS, depth, options, width)
+        self.couplings = Couplings((C, H, W), COLUMN_HALVES, depth, options, width)
 
     def context(self, x: Tensor) -> Tensor:
         """The features of x for the couplings, [B, height, width, channels], at the size of a half."""
         for _ in range(self.squeezes):
             x = layers.squeeze(x)
-        h = self.first(torch.cat(split(x, COLUMNS), 1)).permute(0, 2, 3, 1)
+        h = self.first(torch.cat(split_halves(x, COLUMN_HALVES), 1)).permute(0, 2, 3, 1)
         for conv in self.features:
             h = conv(h)
         return h
@@ -352,7 +354,11 @@ class FlowPP(ImageFlow):
         self.scales: Modules[Modules[Couplings]] = Modules()
         for i, counts in enumerate(depths):
             shape = C * 4**i, H >> i, W >> i
-            ways = [(way, count) for way, count in zip((CHANNELS, COLUMNS), counts, strict=True) if count]
+            ways = [
+                (way, count)
+                for way, count in zip((CHANNEL_HALVES, COLUMN_HALVES), counts, strict=True)
+                if count
+            ]
             self.scales.append(Modules(Couplings(shape, *way, couplings) for way in ways))
         self.build_top([shape])
 

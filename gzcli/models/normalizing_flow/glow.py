@@ -35,7 +35,7 @@ class ResidualNet(nn.Module):
 
 
 COUPLINGS: dict[str, Any] = {"affine": layers.AffineCoupling, "additive": layers.AdditiveCoupling}
-NETS: dict[str, type[ConvNet] | type[ResidualNet]] = {"conv": ConvNet, "residual": ResidualNet}
+COUPLING_NETS: dict[str, type[ConvNet] | type[ResidualNet]] = {"conv": ConvNet, "residual": ResidualNet}
 
 
 class Step(Bijection):
@@ -45,7 +45,7 @@ class Step(Bijection):
         super().__init__()
         # the coupling is built first, for the order of random numbers, and registered last
         kind, unchanged = COUPLINGS[coupling], channels // 2
-        layer = kind(channels, NETS[net](unchanged, kind.outputs * (channels - unchanged), hidden))
+        layer = kind(channels, COUPLING_NETS[net](unchanged, kind.outputs * (channels - unchanged), hidden))
         self.norm = ActNorm(channels)
         self.conv = layers.InvertibleConv1x1(channels)
         self.coupling = layer
@@ -81,7 +81,7 @@ class Glow(MultiscaleFlow):
         depth: int = 8,
         hidden: int = 64,
         coupling: Annotated[str, COUPLINGS] = "affine",
-        net: Annotated[str, NETS] = "conv",
+        net: Annotated[str, COUPLING_NETS] = "conv",
         options: ImageFlowOptions = ImageFlowOptions(),
     ):
         super().__init__(data, options)

@@ -53,8 +53,8 @@ def initialising(model: nn.Module) -> Iterator[bool]:
 def moments(x: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [C] of each channel of x [B, C, H, W], over the batch of all ranks."""
     x = to_fp32(x)
-    mean = ranks.mean(x.mean((0, 2, 3)), module)
-    return mean, ranks.mean((x - per_channel(mean)).square().mean((0, 2, 3)), module).sqrt()
+    mean = ranks.mean_over_ranks(x.mean((0, 2, 3)), module)
+    return mean, ranks.mean_over_ranks((x - per_channel(mean)).square().mean((0, 2, 3)), module).sqrt()
 
 
 class ActNorm(Bijection, Initialised):

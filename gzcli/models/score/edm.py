@@ -34,7 +34,7 @@ from gzcli.models.nn.magnitude import Uncertainty
 from gzcli.models.nn.nets import NetOptions
 from gzcli.models.score.sgm import ScoreModel
 
-MEASURED = 8  # batches of training images that determine σ_d
+MEASURED_BATCHES = 8  # batches of training images that determine σ_d
 FIRST_BOUND, GROWTH = 5.0, 100.0  # the bound of λ at the start of its warm-up, and how much it grows
 
 
@@ -115,7 +115,7 @@ class EDM(LikelihoodByODE, ScoreModel):
 
     def fit(self, batches: Iterable[Batch]) -> None:
         batches = iter(batches)
-        first = list(islice(batches, MEASURED))
+        first = list(islice(batches, MEASURED_BATCHES))
         if self.measured:
             std = float(torch.cat([batch.x for batch in first]).std())
             self.sigma_data.fill_(ranks.agree(max(std, 0.01)))

@@ -30,7 +30,7 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, Classes, at_least, stacked, to_fp32
 from gzcli.models.score.sgm import SAMPLERS, SamplingOptions, ScoreModel, Spacing
 
-WIDEST = 1.7  # the largest distance between two images of a set in units of √D
+MAX_DISTANCE_RATIO = 1.7  # the largest distance between two images of a set in units of √D
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RefineNet(nn.Module):
         self.conv_in = stacked(nn.Conv2d(channels, width, 3, padding=1), 0)
         self.stages, self.refine, c = nn.ModuleList(), nn.ModuleList(), width
         for i, (o, d) in enumerate(zip(widths, dilation, strict=True)):
-            blocks = [ResBlock(c, o, classes, d, first=i > 0), ResBlock(o, o, classes, d)]
+            blocks = [ScoreBlock(c, o, classes, d, first=i > 0), ScoreBlock(o, o, classes, d)]
             self.stages.append(nn.ModuleList(blocks))
             c = o
         for i in reversed(range(len(widths))):
@@ -117,7 +117,7 @@ class InstanceNormPlus(nn.Module):
         return gamma * (F.instance_norm(x) + alpha * spread[:, :, None, None]) + beta
 
 
-class ResBlock(nn.Module):
+class ScoreBlock(nn.Module):
     """A residual block of two pre-activated convolutions. The `first` block of a stage without dilation
     halves the resolution by average pooling, odd sides rounded up."""
 
@@ -233,7 +233,7 @@ class NCSNv2(ScoreModel):
         labels: ClusterOptions = ClusterOptions(),
     ):
         net, size = RefineNet(data.shape[0], refinenet, classes=labels.kinds(data)), math.prod(data.shape)
-        ladder = VE(1e-5, sigma_min, WIDEST * math.sqrt(size) if sigma_max is None else sigma_max)
+        ladder = VE(1e-5, sigma_min, MAX_DISTANCE_RATIO * math.sqrt(size) if sigma_max is None else sigma_max)
         super().__init__(data, net, ladder, score, labels)
         self.rescale = score.prediction == "v"
         if levels is not None and levels < 2:

@@ -28,18 +28,18 @@ from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, DataInfo, Noise, Progress, from_rows, moved, to_rows
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, from_rows, moved_to, to_rows
 from gzcli.core.units import Size, sides
 from gzcli.models.base import Model
 from gzcli.models.nn import from_levels, to_fp32, to_levels, within
-from gzcli.models.stable_diffusion.kinds import KINDS, Kind
+from gzcli.models.stable_diffusion.kinds import PIPELINE_KINDS, Kind
 from gzcli.models.stable_diffusion.pretrained import load_base
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-PIXELS = 2 * 512**2  # most pixels in one pass of the VAE, unless a single image has more
+MAX_VAE_PIXELS = 2 * 512**2  # most pixels in one pass of the VAE, unless a single image has more
 LATENTS = 8 * 64**2  # positions of latents in one pass of the U-Net without gradients
 EXAMPLES = 8  # most training images with stored captions and conditions
-CAPTION = 300  # most bytes of a stored caption
+MAX_CAPTION_BYTES = 300  # most bytes of a stored caption
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class StableDiffusion(Model):
     takes: ClassVar[str] = "pictures"
     condition: ClassVar[str] = ""  # key of the image that the model takes besides the text; "": none
     trains_unet: ClassVar[bool] = False  # whether the U-Net is trained and saved in checkpoints
-    kinds: ClassVar[tuple[type[Kind], ...]] = KINDS  # kinds of bases that it tunes
-    captions: Tensor  # uint8 [EXAMPLES, CAPTION]
+    kinds: ClassVar[tuple[type[Kind], ...]] = PIPELINE_KINDS  # kinds of bases that it tunes
+    captions: Tensor  # uint8 [EXAMPLES, MAX_CAPTION_BYTES]
     pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], if there is a condition
     # types unknown: diffusers adds the parts of a pipeline at run time
     pipe: Any
@@ -158,7 +158,7 @@ class StableDiffusion(Model):
             self.attach(self.kind.net, self.frozen(net))
         if tuning.checkpointing:
             net.enable_gradient_checkpointing()
-        self.register_buffer("captions", torch.zeros(EXAMPLES, CAPTION, dtype=torch.uint8))
+        self.register_buffer("captions", torch.zeros(EXAMPLES, MAX_CAPTION_BYTES, dtype=torch.uint8))
         if self.condition:
             self.register_buffer("pictures", torch.zeros(EXAMPLES, 3, *data.shape[1:], dtype=torch.uint8))
 
@@ -197,7 +197,7 @@ class StableDiffusion(Model):
         unscaled."""
         with torch.autocast(x.device.type, enabled=False):
             x = to_rgb(x).to(self.vae.dtype)
-            posteriors = [self.vae.encode(x[part]).latent_dist for part in slices(x, PIXELS)]
+            posteriors = [self.vae.encode(x[part]).latent_dist for part in slices(x, MAX_VAE_PIXELS)]
         return torch.cat([d.mean for d in posteriors]), torch.cat([d.std for d in posteriors])
 
     @torch.no_grad()
@@ -205,7 +205,7 @@ class StableDiffusion(Model):
         """Images [B, C, H, W] in [-1, 1] of scaled latents [B, c, h, w]."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
-            parts = slices(z, PIXELS // self.pipe.vae_scale_factor**2)
+            parts = slices(z, MAX_VAE_PIXELS // self.pipe.vae_scale_factor**2)
             x = torch.cat([within(self.vae.decode(z[part]).sample) for part in parts])
         return x.mean(1, keepdim=True) if self.data.shape[0] == 1 else x
 
@@ -326,7 +326,7 @@ class StableDiffusion(Model):
         gamma = self.tuning.min_snr
         if gamma is None:
             return 1.0
-        alpha_bar = moved(self.schedule.alphas_cumprod, t.device)[t]
+        alpha_bar = moved_to(self.schedule.alphas_cumprod, t.device)[t]
         snr = alpha_bar / (1 - alpha_bar)
         # γ / SNR and not min(SNR, γ) / SNR, which is 0/0 at zero SNR
         return snr.clamp(max=gamma) / (snr + 1) if v else (gamma / snr).clamp(max=1)
@@ -417,9 +417,9 @@ class StableDiffusion(Model):
 
 
 def to_bytes(caption: str) -> Tensor:
-    """A caption's first bytes in UTF-8, followed by an end mark, uint8 [CAPTION]."""
-    text = caption.encode()[: CAPTION - 1] + b"\n"
-    return torch.frombuffer(bytearray(text.ljust(CAPTION, b"\0")), dtype=torch.uint8)
+    """A caption's first bytes in UTF-8, followed by an end mark, uint8 [MAX_CAPTION_BYTES]."""
+    text = caption.encode()[: MAX_CAPTION_BYTES - 1] + b"\n"
+    return torch.frombuffer(bytearray(text.ljust(MAX_CAPTION_BYTES, b"\0")), dtype=torch.uint8)
 
 
 def to_text(row: Tensor) -> str:

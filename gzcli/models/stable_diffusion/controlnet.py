@@ -37,7 +37,7 @@ def canny(x: Tensor) -> Tensor:
     return torch.from_numpy(maps).to(x).mul_(2).sub_(1)[:, None].expand(-1, 3, -1, -1)
 
 
-WIDTHS = (16, 32, 96, 256)  # channels of e; the resolution is halved between two of them
+HINT_WIDTHS = (16, 32, 96, 256)  # channels of e; the resolution is halved between two of them
 
 
 class ControlNet(StableDiffusion):
@@ -55,7 +55,7 @@ class ControlNet(StableDiffusion):
         super().__init__(data, tuning, caption_dropout)
         halvings = self.pipe.vae_scale_factor.bit_length() - 1
         self.controlnet = ControlNetModel.from_unet(
-            self.unet, conditioning_embedding_out_channels=WIDTHS[: halvings + 1]
+            self.unet, conditioning_embedding_out_channels=HINT_WIDTHS[: halvings + 1]
         )
         nn.Module.to(self.controlnet, torch.get_default_dtype()).requires_grad_(True).train()
         if tuning.checkpointing:

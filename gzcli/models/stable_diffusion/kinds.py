@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import moved
+from gzcli.core.types import moved_to
 
 Config = dict[str, dict[str, Any]]  # part → its config.json; with `model_index`
 FLUX_GUIDANCE = 3.5  # guidance given to the net in training, the default of diffusers' examples
@@ -131,7 +131,7 @@ class XL(Kind):
 
     def inputs(self, z_t: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
         height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
-        sizes = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
+        sizes = moved_to(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
         pooled = conditions["pooled"]
         added = {"text_embeds": pooled, "time_ids": sizes.to(pooled)}
         return super().inputs(z_t, conditions) | {"added_cond_kwargs": added}
@@ -210,7 +210,7 @@ class Flux(SD3):
         places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
         guided = self.pipe.transformer.config.guidance_embeds
         return super().inputs(z_t, conditions) | {
-            "img_ids": moved(places, z_t.device).to(text),
+            "img_ids": moved_to(places, z_t.device).to(text),
             "txt_ids": text.new_zeros(text.shape[1], 3),
             "guidance": z_t.new_full((len(z_t),), FLUX_GUIDANCE) if guided else None,
         }
@@ -236,16 +236,16 @@ def packed(z: Tensor) -> Tensor:
     return z.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, -1, 4 * c)
 
 
-KINDS: tuple[type[Kind], ...] = (Kind, XL, SD3, Flux)
+PIPELINE_KINDS: tuple[type[Kind], ...] = (Kind, XL, SD3, Flux)
 
 
 def kind_of(config: Config, name: str) -> type[Kind]:
     """The kind of the base `name`, recognised by its configs. Raises UsageError for one that no model can
     tune."""
     cls = config["model_index"].get("_class_name")
-    kind = next((kind for kind in KINDS if kind.cls.__name__ == cls), None)
+    kind = next((kind for kind in PIPELINE_KINDS if kind.cls.__name__ == cls), None)
     if kind is None:
-        able = ", ".join(f"{kind.label} (`{kind.cls.__name__}`)" for kind in KINDS)
+        able = ", ".join(f"{kind.label} (`{kind.cls.__name__}`)" for kind in PIPELINE_KINDS)
         raise UsageError(
             f"`model.base`: `{name}` is a `{cls}`, which gz does not support", hint=f"choose one of {able}"
         )

@@ -22,7 +22,7 @@ from gzcli.models.stable_diffusion import tiny
 from gzcli.models.stable_diffusion.kinds import Config, Kind, kind_of
 from gzcli.store.cache_files import remove
 from gzcli.store.files import check_folder, read_object
-from gzcli.store.hub import TINY, repository
+from gzcli.store.hub import TINY_BASES, repository
 
 
 def configs(base: str) -> Config | None:
@@ -41,7 +41,7 @@ def configs(base: str) -> Config | None:
 # The files of a repository that are used: no half-precision variants, and no safety checker, which is larger
 # than the rest of SD 1.5.
 SHARDS = ("", "-0????-of-?????")
-FILES = (
+PART_FILES = (
     *("model_index.json", "*/*config.json", "tokenizer*/*", "*/*.safetensors.index.json"),
     *(
         f"{net}/diffusion_pytorch_model{end}.safetensors"
@@ -55,14 +55,14 @@ FILES = (
 def load_base(name: str) -> Kind:
     """The pipeline of a base on the CPU, according to its kind. It has no values if new tensors have none."""
     if is_shape_only():
-        base = tiny.tiny_base(name) if name in TINY else _build_empty(name)
+        base = tiny.tiny_base(name) if name in TINY_BASES else _build_empty(name)
     else:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        if name in TINY:
+        if name in TINY_BASES:
             base = _load_tiny(name)
         else:
-            base = _load_folder(repository(name, key="model.base", files=FILES), name)
+            base = _load_folder(repository(name, key="model.base", files=PART_FILES), name)
     takes = getattr(base.pipe, base.net).config.in_channels // base.packing
     if takes != (channels := base.pipe.vae.config.latent_channels):
         raise UsageError(
@@ -128,8 +128,8 @@ def _load_folder(folder: Path, name: str) -> Kind:
 
 
 # What the parts of a base are. diffusers .32 imports whatever else an entry names, from the base's folder.
-PARTS: tuple[type, ...] = (diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel)
-PARTS += (transformers.PreTrainedTokenizerBase,)
+PART_TYPES: tuple[type, ...] = (diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel)
+PART_TYPES += (transformers.PreTrainedTokenizerBase,)
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
@@ -141,7 +141,7 @@ def is_known(entry: Any) -> bool:
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)):
         return False
     cls = getattr(LIBRARIES.get(entry[0]), entry[1], None)
-    return isinstance(cls, type) and issubclass(cls, PARTS)
+    return isinstance(cls, type) and issubclass(cls, PART_TYPES)
 
 
 def is_skipped(entry: Any) -> bool:

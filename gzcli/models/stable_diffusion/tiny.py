@@ -24,13 +24,13 @@ from gzcli.store.paths import cache_dir
 
 EDITION = 1  # version of the weights from `tiny_base`; to be increased if any of them changes
 # The words in the captions of the embedded sets; each is one token. All else is spelt by letters.
-WORDS = (
+CAPTION_WORDS = (
     "a handwritten zero one two three four five six seven eight nine "
     "invert the colours mirror it turn upside down make bold thin smaller"
 )
 LENGTH = 32  # most tokens of a text
 START, END = "<|startoftext|>", "<|endoftext|>"
-LARGE = 1e3  # constant so large that GroupNorm removes an image added to it
+ERASING_CONSTANT = 1e3  # constant so large that GroupNorm removes an image added to it
 
 
 def folder(name: str) -> Path:
@@ -65,15 +65,15 @@ def tiny_base(name: str) -> Kind:
 
 def make_linear(unet: Any) -> None:
     """Makes the output linear in the features of the first level, to which a ControlNet adds. It uses the
-    method of `make_exact`: each of the first four groups of GroupNorm is (x, −x, ±LARGE)."""
+    method of `make_exact`: each of the first four groups of GroupNorm is (x, −x, ±ERASING_CONSTANT)."""
     last = unet.up_blocks[-1].resnets[-1].conv_shortcut
-    unet.conv_norm_out.weight[:16] = LARGE / 2**0.5  # the deviation of a group
+    unet.conv_norm_out.weight[:16] = ERASING_CONSTANT / 2**0.5  # the deviation of a group
     for channel in range(4):
         x, minus, *constants = range(4 * channel, 4 * channel + 4)
         last.weight[minus] = -last.weight[x]
         last.weight[constants] = 0.0
         last.bias[[x, minus]] = 0.0
-        last.bias[constants] = torch.tensor([LARGE, -LARGE])
+        last.bias[constants] = torch.tensor([ERASING_CONSTANT, -ERASING_CONSTANT])
         unet.conv_norm_out.weight[constants] = 0.0  # large inputs of `conv_out` would make large gradients
     unet.conv_out.weight[:, :16] = 0.0
     for channel in range(4):
@@ -85,9 +85,8 @@ def make_exact(vae: Any) -> None:
     """Makes the VAE exact: latents are the mean colours of 2×2 blocks and the mean of these colours, and are
     decoded to such blocks. The fourth channel is there because diffusers' InstructPix2Pix requires four.
 
-    h = (x, −x, ±LARGE) passes all residual blocks unchanged. The variance of h comes almost only from LARGE,
-    so GroupNorm is a constant factor, and SiLU(x) − SiLU(−x) = x.
-    """
+    h = (x, −x, ±ERASING_CONSTANT) passes all residual blocks unchanged. The variance of h comes almost only
+    from ERASING_CONSTANT, so GroupNorm is a constant factor, and SiLU(x) − SiLU(−x) = x."""
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             weight, bias = (module.get_parameter(name).zero_() for name in ("weight", "bias"))
@@ -98,14 +97,14 @@ def make_exact(vae: Any) -> None:
                 weight[:, :, 1, 1] = eye
             elif name.endswith("conv_in"):
                 weight[:3, :3, 1, 1], weight[3:6, :3, 1, 1] = eye[:3, :3], -eye[:3, :3]
-                bias[6], bias[7] = LARGE, -LARGE
+                bias[6], bias[7] = ERASING_CONSTANT, -ERASING_CONSTANT
             elif name.endswith("conv_out"):
                 weight[:3, :3, 1, 1], weight[:3, 3:6, 1, 1] = eye[:3, :3], -eye[:3, :3]
     outputs, logs = vae.encoder.conv_out.weight, vae.encoder.conv_out.bias
     outputs[3] = outputs[:3].mean(0)
     logs[4:] = -30.0  # log-variance of the posterior
     for part in (vae.encoder, vae.decoder):
-        part.conv_norm_out.weight.fill_(LARGE / 2)  # the deviation of h
+        part.conv_norm_out.weight.fill_(ERASING_CONSTANT / 2)  # the deviation of h
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -114,7 +113,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     letters = [chr(c) for c in range(33, 127)]
     tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
     merges: dict[tuple[str, str], None] = {}
-    for word in WORDS.split():
+    for word in CAPTION_WORDS.split():
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             merges[parts[0], parts[1]] = None
@@ -130,6 +129,6 @@ def tokenizer(encoder: type, config: Any) -> Any:
         vocab, merges = vocabulary()
         cls: Any = CLIPTokenizer
         return cls(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=END)
-    pieces = [*(f"▁{word}" for word in WORDS.split()), "▁", *(chr(c) for c in range(33, 127))]
+    pieces = [*(f"▁{word}" for word in CAPTION_WORDS.split()), "▁", *(chr(c) for c in range(33, 127))]
     scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), *((piece, -1.0) for piece in pieces)]
     return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=LENGTH)

@@ -76,7 +76,7 @@ class NetOptions:
     latent: dimensions of z.
     """
 
-    net: Annotated[str, NETS] = "conv"
+    net: Annotated[str, ENCODER_NETS] = "conv"
     hidden: tuple[int, ...] | None = None
     width: int = 32
     blocks: int = 0
@@ -88,10 +88,10 @@ class NetOptions:
         return tuple(self.width * 2 ** min(i, 2) for i in range(max(len(pyramid(shape)) - 1, 1)))
 
     def encoder(self, shape: Sizes, outputs: int, embed: int = 0) -> nn.Module:
-        return NETS[self.net][0](shape, self.widths(shape), outputs, embed, self.blocks)
+        return ENCODER_NETS[self.net][0](shape, self.widths(shape), outputs, embed, self.blocks)
 
     def decoder(self, shape: Sizes, outputs: int, embed: int = 0) -> nn.Module:
-        return NETS[self.net][1](shape, self.widths(shape), self.latent, outputs, embed, self.blocks)
+        return ENCODER_NETS[self.net][1](shape, self.widths(shape), self.latent, outputs, embed, self.blocks)
 
 
 def join(h: Tensor, e: Tensor | None) -> Tensor:
@@ -163,7 +163,10 @@ class ConvDecoder(nn.Module):
         return h
 
 
-NETS: dict[str, tuple[Any, Any]] = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
+ENCODER_NETS: dict[str, tuple[Any, Any]] = {
+    "mlp": (MLPEncoder, MLPDecoder),
+    "conv": (ConvEncoder, ConvDecoder),
+}
 
 LABEL_SIZE = 32  # width of a label's embedding
 

@@ -159,7 +159,7 @@ class NormalGroup(Group):
         return h + self.join(z), code
 
 
-class Up(nn.ConvTranspose2d):
+class UpConvolution(nn.ConvTranspose2d):
     """Twice the size, by a transposed convolution."""
 
     def __init__(self, inputs: int, outputs: int):
@@ -173,7 +173,7 @@ class CellTopDown(TopDown):
     """`TopDown` with cells before each group."""
 
     def make_up(self, inputs: int, outputs: int, size: tuple[int, int]) -> nn.Module:
-        return Up(inputs, outputs)
+        return UpConvolution(inputs, outputs)
 
     def make_scale(self, ladder: CellOptions, i: int, size: tuple[int, int]) -> list[nn.Module]:
         width, cells, expand = ladder.channels[i], ladder.cells[i], ladder.expand

@@ -271,7 +271,7 @@ class LadderVAE(LabelledVAE):
         with a small KL thus has almost no weight, so that it becomes used."""
         if not self.training or self.kl_factor == 1:
             return 1.0
-        gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
+        gamma = (ranks.mean_over_ranks(kl, self).abs() + 0.01) / self.share.to(kl)
         return self.kl_factor * gamma / gamma.mean()
 
     # ---- likelihood and out-of-distribution scores
