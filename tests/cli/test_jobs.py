@@ -257,7 +257,7 @@ def test_a_dry_run_of_a_method_says_what_becomes_of_images(call, home, tmp_path,
     assert "warning" not in stderr
     few = "warning: a false-alarm rate of 1 % needs 99 good images, but there are only 12"
     assert few in call("ood", "--in", alike, "--input", alike, "--dry-run")[2]
-    monkeypatch.setattr(scoring, "MOST", 1)
+    monkeypatch.setattr(scoring, "MAX_SCORED_IMAGES", 1)
     some, every = (
         json.loads(call("ood", "--in", alike, "--out", wide, *full, "--dry-run", "--json")[1])["seconds"]
         for full in ((), ("--full",))

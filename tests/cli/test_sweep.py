@@ -76,7 +76,7 @@ def of(result: dict, *keys: str) -> list:
 
 def test_the_better_half_goes_on_and_a_sweep_that_was_stopped_too(home, monkeypatch, capsys):
     """Real trainings; nothing but gz itself is needed."""
-    monkeypatch.setattr(sweep, "SHORTEST", 0.1)
+    monkeypatch.setattr(sweep, "MIN_ENTRY_SECONDS", 0.1)
     monkeypatch.setitem(sys.modules, "optuna", None)
     started, most = [], 1
 

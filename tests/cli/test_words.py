@@ -64,10 +64,14 @@ def sentences(text: str) -> list[str]:
 def texts(kind: str) -> tuple[str, ...]:
     """The sentences of a kind of text."""
     if kind == "pages":
-        pages = [(ROOT / "README.md"), *(manual.ROOT / "pages").glob("*.md"), manual.ROOT / "static/index.md"]
+        pages = [
+            (ROOT / "README.md"),
+            *(manual.DOCS_FOLDER / "pages").glob("*.md"),
+            manual.DOCS_FOLDER / "static/index.md",
+        ]
         parts: Iterator[str] = chain.from_iterable(prose(path.read_text()) for path in pages)
     elif kind == "models":
-        pages = (manual.ROOT / "models").glob("*.md")
+        pages = (manual.DOCS_FOLDER / "models").glob("*.md")
         parts = chain.from_iterable(prose(path.read_text()) for path in pages)
     elif kind == "help":
         commands = [command for _, command in manual.leaves(app.build(), ("gz",))]

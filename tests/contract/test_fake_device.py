@@ -67,7 +67,7 @@ START = {
     "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
-    "engine/validate.py::mean": "the metric",
+    "engine/validate.py::validation_mean": "the metric",
     **TEXTS,
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
@@ -135,7 +135,11 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((validate, "VALIDATION"), (model_figures, "IMAGES"), (prepared, "MEASURED")):
+    for module, name in (
+        (validate, "MAX_VALIDATION_IMAGES"),
+        (model_figures, "MAX_TEST_IMAGES"),
+        (prepared, "MEASURED_IMAGES"),
+    ):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):

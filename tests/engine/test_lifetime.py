@@ -253,7 +253,10 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
         monkeypatch.delattr(signal, name)
     monkeypatch.delattr(os, "sysconf")
     try:
-        assert [signals.signal_name(s) for s in importlib.reload(signals).ENDING] == ["SIGTERM", "SIGINT"]
+        assert [signals.signal_name(s) for s in importlib.reload(signals).ENDING_SIGNALS] == [
+            "SIGTERM",
+            "SIGINT",
+        ]
         assert signals.signal_name(99) == "signal 99"
         assert forecast.host_memory() > 1 << 28
         child = subprocess.Popen(SLEEP)

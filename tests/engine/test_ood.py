@@ -46,7 +46,7 @@ from gzcli.store.jobs import OodJob
 def _quick(request, monkeypatch):
     """Histograms, which take longer to draw than most scores, are drawn where files are tested. Components
     are those of few images."""
-    monkeypatch.setattr(ood, "FITTED", 100)
+    monkeypatch.setattr(ood, "MAX_FITTED_IMAGES", 100)
     if request.function is not test_result_files_and_figures_agree:
         monkeypatch.setattr(ood, "histograms", lambda *args: None)
 
@@ -295,7 +295,7 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     refused("defines its own data sets", scoring.benchmark_of, "openood-mnist", "cifar10", ())
     refused("there is no benchmark `openood`", scoring.benchmark_of, "openood", None, ())
     with pytest.raises(MissingError, match="no out-of-distribution data set"):
-        scoring.foreign_sets(benchmark, DataSection(size=32, channels=3), out.info)
+        scoring.available_sets(benchmark, DataSection(size=32, channels=3), out.info)
     messages = capsys.readouterr().err
     assert all(f"`{name}`" in messages for name in (*benchmark.near, *benchmark.far))
     assert "gz data download" in messages
@@ -508,7 +508,7 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
             return np.asarray(images).mean((2, 3)) + 1
 
     monkeypatch.setattr(ood.networks, "is_installed", lambda: installed)
-    monkeypatch.setattr(ood, "BANK", 400)
+    monkeypatch.setattr(ood, "MAX_BANK_IMAGES", 400)
     monkeypatch.setattr(ood.pretrained, "lite", lambda device: Space())
     home, foreign = open_pack("patches"), open_pack("digits", size=32, channels=3)
     picks = {p.meta.name: scores.Pick(p, "test", np.arange(12)) for p in (home, foreign)}

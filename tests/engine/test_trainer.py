@@ -319,7 +319,7 @@ def test_denoisers_are_chosen_by_their_samples(monkeypatch):
 def test_validation_by_samples_needs_a_tenth_of_the_time_at_most(monkeypatch):
     """Else the loss chooses the best, unless the metric was typed."""
     costs = {"fd": 8.0, "loss": 0.5}
-    monkeypatch.setattr("gzcli.engine.trainer.seconds_of", lambda trained, metric, **_: costs[metric])
+    monkeypatch.setattr("gzcli.engine.trainer.validation_seconds", lambda trained, metric, **_: costs[metric])
     monkeypatch.setattr("gzcli.engine.trainer.sample_seconds", lambda *_: 0.1)
     for length, best, chosen in ((60.0, "auto", "loss"), (600.0, "auto", "fd"), (60.0, "fd", "fd")):
         t = trainer(recipe(FIRST["fm"], steps=1, sets=(f"train.best={best}", "train.samples=null")))
@@ -330,7 +330,7 @@ def test_validation_by_samples_needs_a_tenth_of_the_time_at_most(monkeypatch):
 
 def test_a_mean_over_validation_images_needs_a_tenth_of_the_time_at_most(monkeypatch):
     """Else fewer images are used, whole batches of them, unless the recipe sets their number."""
-    monkeypatch.setattr("gzcli.engine.trainer.seconds_of", lambda *_, **__: 30.0)
+    monkeypatch.setattr("gzcli.engine.trainer.validation_seconds", lambda *_, **__: 30.0)
     monkeypatch.setattr("gzcli.engine.trainer.sample_seconds", lambda *_: 0.1)
     for n, length, images, seconds in (
         ("null", 600.0, None, 30.0),
@@ -349,7 +349,7 @@ def test_a_mean_over_validation_images_needs_a_tenth_of_the_time_at_most(monkeyp
 
 def test_each_pause_recomputes_the_statistics_of_batch_norm(monkeypatch):
     """For the averaged weights; also a checkpoint does, which takes next to nothing otherwise."""
-    monkeypatch.setattr("gzcli.engine.trainer.seconds_of", lambda *_, **__: 2.0)
+    monkeypatch.setattr("gzcli.engine.trainer.validation_seconds", lambda *_, **__: 2.0)
     monkeypatch.setattr("gzcli.engine.trainer.sample_seconds", lambda *_: 0.1)
     t, now = trainer(recipe(FIRST["dcgan"], steps=1, sets=("train.samples=10",))), [0.0]
     t.metric, t.ema.calibrate = "fd", lambda batches: now.__setitem__(0, now[0] + 5.0)
@@ -476,7 +476,7 @@ def test_a_gpu_drops_them_without_waiting(name, monkeypatch):
     model = torch.nn.Linear(40, 40)
     params, conf = list(model.parameters()), OptimSection(name=name, lr=1e-2, weight_decay=0.0)
     gpu = SimpleNamespace(queued=True, fused=True)
-    monkeypatch.setattr(optim, "kind_of", lambda device: gpu)
+    monkeypatch.setattr(optim, "device_kind", lambda device: gpu)
     optimizer = optim.build(Phase("main", params), conf, model)
 
     def stepped(value: float) -> None:

@@ -83,7 +83,7 @@ def test_the_inverse_is_exact(K, spread, dtype, atol):
 def test_halves_are_alternate_columns_or_alternate_rows_of_the_squares(way):
     image = torch.arange(2 * 3 * 4 * 8.0).view(2, 3, 4, 8)
     x = image if way == COLUMN_HALVES else torch.nn.functional.pixel_unshuffle(image, 2)
-    x1, x2 = flowpp.halves(x, way)
+    x1, x2 = flowpp.split_halves(x, way)
     rows = image[:, :, 0::2].unflatten(3, (-1, 2)).movedim(4, 2).flatten(1, 2)  # [B, C · 2, H/2, W/2]
     torch.testing.assert_close(x1, image[..., 0::2] if way == COLUMN_HALVES else rows)
     assert x1.shape == x2.shape and x1.is_contiguous()

@@ -155,7 +155,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     refused("does not contain the weights of `openai", pretrained.clip)
     refused("not 2", pretrained.enlarged, np.zeros((1, 2, 8, 8), np.uint8), cut=False)
     for module in (networks, pretrained):
-        monkeypatch.setattr(module, "PACKAGE", "no_such_package_of_weights")
+        monkeypatch.setattr(module, "LITE_PACKAGE", "no_such_package_of_weights")
     assert not networks.is_installed()
     error = refused("", lite, error=MissingError)
     assert error.hint == install_line("gzcli[features]")
@@ -164,7 +164,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     (package / "__init__.py").touch()
     (package / pretrained.LITE_WEIGHTS).write_bytes(b"nothing")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(pretrained, "PACKAGE", "damaged_weights")
+    monkeypatch.setattr(pretrained, "LITE_PACKAGE", "damaged_weights")
     refused("does not contain the weights", lite)
 
 
