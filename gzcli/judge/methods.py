@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import UsageError, install_line
 from gzcli.core.types import Say
 from gzcli.core.units import as_size, counted, percent
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
@@ -21,6 +21,7 @@ from gzcli.metrics import conformal
 from gzcli.metrics.alarms import copies
 from gzcli.metrics.alarms.alarm import MAX_FITTED_IMAGES, Alarm, calibrate
 from gzcli.metrics.alarms.choice import MIN_IMAGES_TO_CHOOSE, Choice, choose, detection, set_aside
+from gzcli.metrics.alarms.combined import FITS, available
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS, reduced_size
 from gzcli.metrics.alarms.stored import stored
@@ -91,7 +92,9 @@ def without_copies(
 def open_home(job: ScoreJob, say: Say) -> tuple[Pack, PackOptions]:
     """The in-distribution set at the image size of the method, and the options of packs of the same form."""
     data = locate(job.ins)
-    form = PackOptions(size=job.size or reduced_size(facts_of(data)), channels=None, fit="crop", patch=None)
+    form = PackOptions(
+        size=job.size or reduced_size(facts_of(data), job.method), channels=None, fit="crop", patch=None
+    )
     pack = open_pack(data, **form, say=say)
     channels, height, width = pack.meta.shape
     return pack, PackOptions(size=as_size(height, width), channels=channels, fit="crop", patch=None)
@@ -152,6 +155,8 @@ def line_that_reaches(job: AlarmJob, home: Pack) -> str | None:
 
 def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
     """The alarm of a job, from the cache if it was fitted before."""
+    if (job.method or DEFAULT_METHOD) == DEFAULT_METHOD and (note := without_features()):
+        say(note)
     name, held_out = job.method or DEFAULT_METHOD, good.held_out
 
     def make() -> Alarm:
@@ -160,7 +165,20 @@ def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
     needed = conformal.fewest(job.fpr)
     aside = set_aside(len(good.images), name, needed if held_out is None else 0)
     key = {"images": good.pack.meta.digest, "splits": good.splits, "method": name, "aside": aside}
+    if name == DEFAULT_METHOD:
+        key["members"] = available()
     return stored(key | {"held_out": good.calibrating and good.calibrating.meta.digest}, make, say)
+
+
+def without_features() -> str | None:
+    """A note on the members of the default method whose package is not installed."""
+    lacking = [f"`{name}`" for name in FITS if name not in available()]
+    if not lacking:
+        return None
+    return (
+        f"{' and '.join(lacking)} are left out, which see objects that turn, rough textures and pictures of "
+        f"other things: `{install_line('gzcli[features]')}` adds them"
+    )
 
 
 def without_model(good: Pick, bad: Pick) -> dict[str, float]:

@@ -598,7 +598,7 @@ def cost_of_method(job: OodJob | AlarmJob) -> Estimate:
     cost, of_all = checking(job.method or ""), together([fitted, checked])
     seconds = cost.seconds(None if of_all is None else int(of_all))
     time = f"about {about(seconds)}" if seconds else "unknown"
-    notes = crops(home, sets, job.size or reduced_size(facts_of(home)))
+    notes = crops(home, sets, job.size or reduced_size(facts_of(home), job.method))
     facts = {"n": job.n, "seconds": seconds, "calls": None}
     return Estimate(job.method or "", images, time, facts, cost, notes, warnings)
 

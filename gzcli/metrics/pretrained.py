@@ -108,6 +108,11 @@ def lite_net(path: Path) -> Lite0:
     return net.eval().requires_grad_(False)
 
 
+def has_lite_weights() -> bool:
+    """Whether the package with the weights is installed."""
+    return find_spec(LITE_PACKAGE) is not None
+
+
 def lite_weights() -> tuple[Path, str]:
     """The file of the weights and its sha256. Raises MissingError if the extra is absent."""
     spec = find_spec(LITE_PACKAGE)

@@ -50,6 +50,8 @@ runpy.run_path(script, run_name="__main__")
 SHAPE = (3, 16, 20)
 SETTINGS = {
     "combined": [{}],
+    "aligned": [{}],
+    "bands": [{}],
     "pca_patch": [{}, {"factor": 3}],
     "pca_local": [
         {"share": 0.2},
@@ -114,8 +116,8 @@ def exported(tmp_path):
     return alarm, tmp_path / "alarm"
 
 
-# large images have all members of `combined`, at three sizes
-LARGE = ("combined", (1, 96, 100))
+# large images are reduced, and have all members of `aligned`, at three sizes
+LARGE = ("aligned", (1, 200, 204))
 
 
 @pytest.mark.parametrize(("name", "shape"), [*((name, SHAPE) for name in SETTINGS), LARGE])

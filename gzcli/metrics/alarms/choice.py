@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 import torch
 
-from gzcli.metrics.alarms import patches, pca
-from gzcli.metrics.alarms.defects import synthetic
+from gzcli.metrics.alarms import combined, patches, pca
+from gzcli.metrics.alarms.cross import AT_ONCE
+from gzcli.metrics.alarms.defects import KINDS, synthetic
 from gzcli.metrics.alarms.fitted import reductions, sides
 from gzcli.metrics.alarms.local import fit_local
-from gzcli.metrics.alarms.methods import METHODS
+from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS
 
 MAX_THRESHOLD_RATE = 0.06  # largest false-alarm rate of a threshold that counts
 MIN_IMAGES_TO_CHOOSE = 12  # fewest good images for a choice; with fewer, the first settings are used
@@ -29,7 +30,8 @@ HELD_OUT_SHARE, MAX_HELD_OUT_IMAGES = (
     0.28,
     140,
 )  # share of good images set aside: for a rate of 2 %, 50 of 70 are left
-DEFECTS_PER_KIND = 16  # defects of each kind
+DEFECTS_PER_KIND, PROBES_PER_KIND = 16, 8  # defects of each kind, for settings and for members
+MAX_CALIBRATING_SHARE = 0.8  # largest share of good images that calibrate if there is a choice
 TIE_MARGIN = 0.03  # the first settings whose share is at most this much below the best are chosen
 TELLING_SHARE = (
     0.25  # share of the defects that the best settings must find; otherwise plainer defects are drawn
@@ -49,10 +51,17 @@ class Choice:
 
 
 def set_aside(n: int, name: str, needed: int = 0) -> int:
-    """How many of n good images the choice of a method's settings uses; 0 if fewer than `needed` would be
-    left."""
-    count = min(MAX_HELD_OUT_IMAGES, round(HELD_OUT_SHARE * n))
-    return count if name in SEARCHES and count >= MIN_IMAGES_TO_CHOOSE and n - count >= needed else 0
+    """How many of n good images do not calibrate; 0 if fewer than `needed` would be left. The choice of a
+    method's settings uses up to `MAX_HELD_OUT_IMAGES` of them. With m = `needed`, a rate of 1 / (m + 1) is
+    spent exactly by k (m + 1) − 1 images that calibrate."""
+    if name not in (*SEARCHES, DEFAULT_METHOD):
+        return 0
+    if not needed:
+        count = min(MAX_HELD_OUT_IMAGES, round(HELD_OUT_SHARE * n))
+        return count if count >= MIN_IMAGES_TO_CHOOSE else 0
+    times = int(MAX_CALIBRATING_SHARE * n + 1) // (needed + 1)
+    count = n - times * (needed + 1) + 1
+    return count if times and count >= MIN_IMAGES_TO_CHOOSE else 0
 
 
 def choose(images: np.ndarray, name: str) -> Choice:
@@ -61,6 +70,8 @@ def choose(images: np.ndarray, name: str) -> Choice:
     factors = sides(images.shape[1:])
     if not len(images):
         return Choice(name, defaults(name, factors), None)
+    if name == DEFAULT_METHOD:
+        return choose_members(images)
     defects = [synthetic(images, each=DEFECTS_PER_KIND, plain=plain) for plain in (False, True)]
     bad, source = (np.concatenate([each[i] for each in defects]) for i in (0, 2))
     rows = list(tried(name, factors, images, bad, source))
@@ -182,6 +193,33 @@ def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple
                 return patches.distances(embedding(reductions(each, factor)), memory)
 
             yield {"factor": factor, "side": side, "weight": weight}, maps
+
+
+def choose_members(images: np.ndarray) -> Choice:
+    """The members of `combined` that together detect the most synthetic defects of all kinds, on good images
+    uint8 [N, C, H, W]. All of them are preferred."""
+    bad, _, source = synthetic(images, each=PROBES_PER_KIND, plain=True, kinds=KINDS)
+    names = combined.available()
+    of_good, of_bad = (np.empty((len(each), len(names))) for each in (images, bad))
+    for part in pca.parts_of(len(images)):
+        model = combined.fit_combined(images[~part])
+        of_good[part] = each_score(model, images[part])
+        of_bad[part[source]] = each_score(model, bad[part[source]])
+    tables = []
+    for size in range(len(names), 0, -1):
+        for some in combinations(range(len(names)), size):
+            rows = list(some)
+            settings = {"members": tuple(names[i] for i in rows)}
+            tables.append((settings, of_good[:, rows].max(1), of_bad[:, rows].max(1)))
+    detected, settings = best_of(tables)
+    return Choice(DEFAULT_METHOD, settings, detected)
+
+
+def each_score(model: combined.Combined, images: np.ndarray) -> np.ndarray:
+    """The standardised scores of the members, [N, members]."""
+    with torch.inference_mode():
+        rows = [model.each(torch.from_numpy(images[i : i + AT_ONCE])) for i in range(0, len(images), AT_ONCE)]
+    return torch.cat(rows).numpy() if rows else np.empty((0, len(model.members)))
 
 
 SEARCHES = {"pca_local": search_pca, "knn_patch": search_patches}

@@ -24,7 +24,7 @@ from gzcli.metrics import conformal
 from gzcli.metrics.alarms.fitted import Fitted, sharing, tensor
 
 # up to this number of images, 20 folds give the lower bound; above it, 5 folds
-MAX_FEW_IMAGES, FOLDS_OF_FEW, FOLDS = 180, 20, 5
+MAX_FEW_IMAGES, FOLDS_OF_FEW, FOLDS = 100, 20, 5
 USUAL_IMAGES, USUAL_QUANTILE = (
     32,
     0.995,

@@ -1,14 +1,18 @@
-"""Small synthetic defects, with which methods and their settings are compared if no real defects are
+"""Synthetic defects, with which methods and their settings are compared if no real defects are
 available. A piece of an image is pasted elsewhere, whole or as a thin scar (after CutPaste: Li et al. 2021,
 arXiv:2104.04015). A blot covers a region (after DRAEM: Zavrtanik et al. 2021, arXiv:2108.07610). A line is
 scratched. A region is blurred, filled with its surroundings, or made brighter or darker.
+
+Of larger changes, a large piece is moved, the image is turned upside down, or it is another picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 
 Rng = np.random.Generator
 # the pixels of the defect, float32 [C, H, W], and its mask, 0 … 1 [H, W]
@@ -21,31 +25,43 @@ EDGE_BLUR = (
     0.003,
     0.012,
 )  # standard deviation of the blur of its edges, like a lens's, as a share of the side
+LOCAL_KINDS = ("paste", "scar", "scratch", "blot", "blur", "missing", "step")
+KINDS = (*LOCAL_KINDS, "moved", "upside_down", "foreign")
 MIN_DIFFERENCE = 6  # least difference of a pixel of a defect, in grey levels
 
 
 def synthetic(
-    images: np.ndarray, *, each: int = 1, seed: int = 0, plain: bool = False
+    images: np.ndarray,
+    *,
+    each: int = 1,
+    seed: int = 0,
+    plain: bool = False,
+    kinds: Sequence[str] = LOCAL_KINDS,
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Draws `each` defects of every kind on images uint8 [N, C, H, W], one per image. Returns the images
     [kinds · each, C, H, W], their kinds, and the indices of the images on which they were drawn. An invisible
     defect is drawn again.
 
+    kinds: of `KINDS`.
+
     plain: whether defects are opaque and differ from the image `PLAIN` times as much.
     """
-    out, kinds, source = [], [], []
-    for i in range(each * len(DRAWERS)):
-        kind = list(DRAWERS)[i % len(DRAWERS)]
+    out, drawn_kinds, source = [], [], []
+    for i in range(each * len(kinds)):
+        kind = kinds[i % len(kinds)]
         rng = np.random.default_rng([seed, i])
         source.append(int(rng.integers(len(images))))
         image = images[source[-1]]
         for _ in range(8):
-            drawn = changed(image.astype(np.float32), DRAWERS[kind], rng, plain=plain)
+            if kind in WHOLE_DRAWERS:
+                drawn = WHOLE_DRAWERS[kind](image, rng)
+            else:
+                drawn = changed(image.astype(np.float32), DRAWERS[kind], rng, plain=plain)
             if np.abs(drawn.astype(int) - image).max() >= MIN_DIFFERENCE:
                 break
         out.append(drawn)
-        kinds.append(kind)
-    return np.stack(out), kinds, np.array(source)
+        drawn_kinds.append(kind)
+    return np.stack(out), drawn_kinds, np.array(source)
 
 
 def changed(image: np.ndarray, drawer: Drawer, rng: Rng, *, plain: bool = False) -> np.ndarray:
@@ -150,6 +166,52 @@ def step(image: np.ndarray, rng: Rng) -> Change:
     return image + _level(image, rng, (0.08, 0.3)), _mask(image, box, oval=False)
 
 
+def moved(image: np.ndarray, rng: Rng) -> np.ndarray:
+    """Moves a piece of a third to two thirds of the sides, and fills its place with the colour around it."""
+    height, width = image.shape[1:]
+    h, w = (int(side * rng.uniform(1 / 3, 2 / 3)) for side in (height, width))
+    (y, x), (to_y, to_x) = rng.integers(0, (height - h + 1, width - w + 1), (2, 2))
+    out, piece = image.copy(), image[:, y : y + h, x : x + w]
+    out[:, y : y + h, x : x + w] = np.median(piece, (1, 2), keepdims=True)
+    out[:, to_y : to_y + h, to_x : to_x + w] = piece
+    return out
+
+
+def upside_down(image: np.ndarray, rng: Rng) -> np.ndarray:
+    return np.ascontiguousarray(image[:, ::-1])
+
+
+def foreign(image: np.ndarray, rng: Rng) -> np.ndarray:
+    """A picture of something else: a photograph, digits, noise or one colour."""
+    from sklearn.datasets import load_digits
+
+    channels, height, width = image.shape
+    way = rng.integers(4)
+    if way == 0:
+        return rng.integers(0, 256, image.shape, np.uint8)
+    if way == 1:
+        return np.broadcast_to(rng.integers(0, 256, (channels, 1, 1), np.uint8), image.shape).copy()
+    if way == 2:
+        digit = load_digits().images[int(rng.integers(1797))] * (255 / 16)
+        picture = Image.fromarray(digit.astype(np.uint8))
+    else:
+        source = photographs()[int(rng.integers(2))]
+        side = int(rng.integers(100, 400))
+        y, x = (int(rng.integers(0, length - side)) for length in source.shape[:2])
+        picture = Image.fromarray(source[y : y + side, x : x + side])
+    picture = picture.convert("L" if channels == 1 else "RGB").resize((width, height))
+    array = np.asarray(picture)
+    return array[None].copy() if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+@lru_cache(maxsize=1)
+def photographs() -> list[np.ndarray]:
+    from sklearn.datasets import load_sample_images
+
+    images: list[np.ndarray] = load_sample_images().images
+    return images
+
+
 DRAWERS: dict[str, Drawer] = {
     "paste": paste,
     "scar": scar,
@@ -158,4 +220,10 @@ DRAWERS: dict[str, Drawer] = {
     "blur": blur,
     "missing": missing,
     "step": step,
+}
+# of the whole image, uint8 → uint8
+WHOLE_DRAWERS: dict[str, Callable[[np.ndarray, Rng], np.ndarray]] = {
+    "moved": moved,
+    "upside_down": upside_down,
+    "foreign": foreign,
 }

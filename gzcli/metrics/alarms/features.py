@@ -2,7 +2,8 @@
 `knn_features`. They are activations from the middle of the network, which represent shapes and materials
 rather than the classes of ImageNet (Roth et al. 2022, arXiv:2106.08265, §3.1). The shorter side of the image
 is resized to the 224 pixels of the network's training. Activations at stride 8 are averaged over 2 × 2 places
-and concatenated with those at stride 16; each is first averaged over 3 × 3 places.
+and concatenated with those at stride 16. They are not averaged over the places around them, as in the paper,
+because that hides small defects.
 """
 
 from __future__ import annotations
@@ -16,16 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gzcli.metrics.alarms.copies import hashes
 from gzcli.metrics.alarms.fitted import once
+from gzcli.metrics.alarms.remembered import Remembered
 
 TRAINED_SIDE = 224  # side of the images on which the network was trained
 COARSE_STRIDE = 16  # stride of the coarser activations, in pixels of the resized image
-IMAGES_AT_ONCE = 16  # images in a forward pass
-MAX_FEATURE_BYTES = 400_000_000  # bytes of features in memory, because folds reuse the same images
 
 Pair = tuple[Tensor, Tensor]  # features of places [N, D, h, w], and of images [N, E]
-_computed: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
 
 def cells_of(shape: Sequence[int]) -> tuple[int, int]:
@@ -42,26 +40,6 @@ def features(images: Tensor) -> Pair:
     return once(images, "features", lambda: remembered_features(images.numpy()))
 
 
-def remembered_features(images: np.ndarray) -> Pair:
-    """The features of an array, each image computed once while there is room."""
-    keys = hashes(images)
-    lacking = {key: i for i, key in enumerate(keys) if key not in _computed}
-    fresh: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
-    order = list(lacking.items())
-    for start in range(0, len(order), IMAGES_AT_ONCE):
-        some = order[start : start + IMAGES_AT_ONCE]
-        with torch.inference_mode():
-            pair = computed(torch.from_numpy(np.ascontiguousarray(images[[i for _, i in some]])))
-        every = zip(*(each.numpy() for each in pair), strict=True)
-        fresh |= {key: row for (key, _), row in zip(some, every, strict=True)}
-    rows = [fresh[key] if key in fresh else _computed[key] for key in keys]
-    if (len(_computed) + len(fresh)) * rows[0][0].nbytes > MAX_FEATURE_BYTES:
-        _computed.clear()
-    _computed.update(fresh)
-    places, whole = (torch.from_numpy(np.stack(each)) for each in zip(*rows, strict=True))
-    return places, whole
-
-
 def computed(images: Tensor) -> Pair:
     from gzcli.metrics.pretrained import MEAN, STD
 
@@ -73,10 +51,17 @@ def computed(images: Tensor) -> Pair:
     x = ((x - MEAN) / STD).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
     near = finer(x)
     far = coarser(near)
-    around: dict[str, Any] = {"kernel_size": 3, "stride": 1, "padding": 1, "count_include_pad": False}
-    places = torch.cat([F.avg_pool2d(F.avg_pool2d(near, **around), 2), F.avg_pool2d(far, **around)], 1)
     whole = torch.cat([near.mean((2, 3)), far.mean((2, 3)), far.std((2, 3), correction=0)], 1)
-    return places.contiguous(), whole
+    return torch.cat([F.avg_pool2d(near, 2), far], 1).contiguous(), whole
+
+
+_remembered = Remembered(computed)
+
+
+def remembered_features(images: np.ndarray) -> Pair:
+    """The features of an array."""
+    places, whole = _remembered(images)
+    return places, whole
 
 
 def resized(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:

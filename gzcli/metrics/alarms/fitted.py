@@ -18,9 +18,9 @@ from gzcli.metrics.alarms.local import Local
 from gzcli.metrics.alarms.state import State, tensor
 
 T = TypeVar("T")
-# the images whose intermediate values are shared, and these values by key
-SHARED: ContextVar[tuple[Any, dict[Any, Any]]] = ContextVar("SHARED", default=(None, {}))
-REDUCED_AT_ONCE = 256  # images reduced together
+# images whose intermediate values are shared, and these values by key
+SHARED: ContextVar[list[tuple[Tensor, dict[Any, Any]]]] = ContextVar("SHARED")
+REDUCED_VALUES = 4_000_000  # approximate number of pixels reduced together
 
 
 @dataclass(eq=False)
@@ -86,7 +86,7 @@ def sides(shape: Sequence[int]) -> list[int]:
 @contextmanager
 def sharing(images: Tensor) -> Iterator[None]:
     """Within this context, `once` computes each value of these images once, for all models."""
-    token = SHARED.set((images, {}))
+    token = SHARED.set([(images, {})])
     try:
         yield
     finally:
@@ -95,16 +95,25 @@ def sharing(images: Tensor) -> Iterator[None]:
 
 def once(images: Tensor, key: Any, make: Callable[[], T]) -> T:
     """A value that several methods compute from the same images."""
-    of, values = SHARED.get()
-    if images is not of:
+    values = next((values for of, values in SHARED.get([]) if of is images), None)
+    if values is None:
         return make()
     if key not in values:
         values[key] = make()
     return values[key]
 
 
+def shared(images: Tensor, key: Any, make: Callable[[], Tensor]) -> Tensor:
+    """Images that several methods make of the same images, whose values are computed once too."""
+    made = once(images, ("shared", key), make)
+    tables = SHARED.get([])
+    if any(of is images for of, _ in tables) and all(of is not made for of, _ in tables):
+        tables.append((made, {}))
+    return made
+
+
 def reduced(images: Tensor, factor: int) -> Tensor:
-    """Reduces images uint8 [N, C, H, W] to float32 [N, C, ⌈H / f⌉, ⌈W / f⌉] in [0, 1], by means of f × f
+    """Reduces images [N, C, H, W] of 0 … 255 to float32 [N, C, ⌈H / f⌉, ⌈W / f⌉] in [0, 1], by means of f × f
     pixels. At the right and lower edge, the means cover the remaining pixels."""
 
     def means() -> Tensor:
@@ -117,8 +126,9 @@ def reduced(images: Tensor, factor: int) -> Tensor:
 
 def reductions(images: np.ndarray, factor: int) -> np.ndarray:
     """`reduced` for an array of many images."""
-    starts = range(0, max(1, len(images)), REDUCED_AT_ONCE)
-    return np.concatenate([reduced(tensor(images[i : i + REDUCED_AT_ONCE]), factor).numpy() for i in starts])
+    size = max(1, REDUCED_VALUES // images[0].size)
+    starts = range(0, len(images), size)
+    return np.concatenate([reduced(tensor(images[i : i + size]), factor).numpy() for i in starts])
 
 
 def enlarged(cells: Tensor, factor: int, sides: Sequence[int]) -> Tensor:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gzcli.data.packs.facts import Facts
     from gzcli.metrics.alarms.fitted import Fitted
 
-MAX_METHOD_SIDE = 128  # length in pixels to which the longer side of larger images is reduced
+# pixels to which the longer side of larger images is reduced, the second for methods that read full sizes
+MAX_METHOD_SIDE, MAX_FULL_SIDE = 128, 2048
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Method:
     mapped: bool = False  # whether it maps where an image is unusual
     local: bool = False  # whether its score measures the most unusual place, not the whole image
     reduces: bool = False  # whether it reduces images by a setting `factor`
+    full: bool = False  # whether it reads images at their full size
     fits: bool = True  # whether it depends on good images at all
     tails: int = 1  # 2 if low values are unusual too
 
@@ -40,7 +42,25 @@ LOCAL = "local"  # scores of a run that are the maximum of a map, like `local.Lo
 
 METHODS: dict[str, Method] = {
     "combined": Method(
-        "the mean of the two highest of several scores", "combined.fit_combined", mapped=True, local=True
+        "the highest of `aligned`, `patchcore`, `knn_features` and `bands`",
+        "combined.fit_combined",
+        mapped=True,
+        local=True,
+        full=True,
+    ),
+    "aligned": Method(
+        "the mean of the two highest of several scores, for parts in the same place",
+        "aligned.fit_aligned",
+        mapped=True,
+        local=True,
+        full=True,
+    ),
+    "bands": Method(
+        "the response of a band-pass where it is most unusual, at full size",
+        "bands.fit_bands",
+        mapped=True,
+        local=True,
+        full=True,
     ),
     "pca_local": Method(
         "the residual of a PCA where it is most unusual",
@@ -68,10 +88,12 @@ METHODS: dict[str, Method] = {
         "patches.fit_patchcore",
         mapped=True,
         local=True,
+        full=True,
     ),
     "knn_features": Method(
         "the distance to the fifth nearest good image, in features of EfficientNet-Lite0",
         "whole.fit_knn_features",
+        full=True,
     ),
     "pca": Method("the mean residual of a PCA", "pca.fit_pca", mapped=True, reduces=True),
     "knn_pixels": Method("the distance to the fifth nearest good image, in pixels", "whole.fit_knn_pixels"),
@@ -80,11 +102,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def reduced_size(facts: Facts | None) -> Size | None:
-    """The size to which methods reduce larger images; None for no change."""
-    if facts is None or max(facts.height, facts.width) <= MAX_METHOD_SIDE:
+def reduced_size(facts: Facts | None, method: str | None = None) -> Size | None:
+    """The size to which a method, or the default one, reduces larger images; None for no change."""
+    longest = MAX_FULL_SIDE if METHODS[method or DEFAULT_METHOD].full else MAX_METHOD_SIDE
+    if facts is None or max(facts.height, facts.width) <= longest:
         return None
-    scale = MAX_METHOD_SIDE / max(facts.height, facts.width)
+    scale = longest / max(facts.height, facts.width)
     return as_size(max(8, round(facts.height * scale)), max(8, round(facts.width * scale)))
 
 

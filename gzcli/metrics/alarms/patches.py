@@ -26,9 +26,9 @@ from gzcli.metrics.alarms.state import State
 PATCH_COMPONENTS = 16  # principal components of a patch
 PATCH_STRIDE = 2  # cells from one patch to the next
 MEMORY_PATCHES, FEATURE_PATCHES = 1200, 1000  # patches in the memory, raw or of features
-CANDIDATES = 16_000  # patches from which the memory is chosen
+CANDIDATES, FEATURE_CANDIDATES = 4000, 8000  # patches from which the memory is chosen
+PROJECTED_DIMENSIONS = 32  # dimensions in which a coreset is chosen
 PATCHES_AT_ONCE = 512  # patches compared together
-MAX_USUAL_IMAGES = 120  # most good images whose maps define the usual value
 
 
 @dataclass(eq=False)
@@ -132,20 +132,35 @@ def fit_knn_patch(
 
 def fit_patchcore(images: np.ndarray) -> PatchCore:
     """Fits `patchcore`. Raises MissingError if the weights of the network are missing."""
-    embedded = remembered_features(images)[0].permute(0, 2, 3, 1).numpy()
-    memory = coreset(embedded, FEATURE_PATCHES, CANDIDATES)
-    return PatchCore({"memory": len(memory)}, torch.from_numpy(memory))
+    return patchcore(images)[0]
+
+
+def patchcore(images: np.ndarray) -> tuple[PatchCore, np.ndarray, np.ndarray]:
+    """`patchcore`, and the score and the largest value of the map of each of these images, by others."""
+    embedded = remembered_features(images)[0].permute(0, 2, 3, 1).contiguous()
+    memory, held_out = feature_memory(embedded), torch.empty(len(embedded))
+    for part in map(torch.from_numpy, parts_of(len(embedded))):
+        rest = feature_memory(embedded[~part]) if len(embedded) > 1 else memory
+        held_out[part] = distance(embedded[part], rest).amax((1, 2))
+    tops = held_out.numpy()
+    return PatchCore({"memory": len(memory)}, memory), tops, tops
+
+
+def feature_memory(embedded: Tensor) -> Tensor:
+    """The memory [M, D] of features [n, h, w, D]."""
+    return torch.from_numpy(coreset(embedded.numpy(), FEATURE_PATCHES, FEATURE_CANDIDATES))
 
 
 def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The memory of good patches [n, h, w, D], and the usual distances: those of each part of the images to
     the memories of the others."""
-    usual, parts = [], list(parts_of(len(embedded)))
+    parts = list(parts_of(len(embedded)))
+    usual = np.empty(embedded.shape[:3], np.float32)
     memories = [coreset(embedded[part], MEMORY_PATCHES // len(parts)) for part in parts]
     for i, part in enumerate(parts):
         rest = [memory for j, memory in enumerate(memories) if j != i] or memories
-        usual.append(distances(embedded[part][: MAX_USUAL_IMAGES // len(parts)], np.concatenate(rest)))
-    return np.concatenate(memories), np.concatenate(usual)
+        usual[part] = distances(embedded[part], np.concatenate(rest))
+    return np.concatenate(memories), usual
 
 
 def embed(x: np.ndarray, side: int, weight: float) -> Embedding:
@@ -165,14 +180,22 @@ def embed(x: np.ndarray, side: int, weight: float) -> Embedding:
     )
 
 
-def coreset(embedded: np.ndarray, size: int, candidates: int = CANDIDATES // 4) -> np.ndarray:
+def coreset(embedded: np.ndarray, size: int, candidates: int = CANDIDATES) -> np.ndarray:
     """A greedy coreset [M, D] of at most `size` of the patches [n, h, w, D], chosen from so many of them."""
     patches = embedded.reshape(-1, embedded.shape[-1])
-    rng = np.random.default_rng(0)
+    return patches[coreset_rows(patches, size, candidates)]
+
+
+def coreset_rows(patches: np.ndarray, size: int, candidates: int) -> np.ndarray:
+    """The rows of a greedy coreset of patches [N, D], int64 [M]."""
+    rng, rows = np.random.default_rng(0), np.arange(len(patches))
     if len(patches) > candidates:
-        patches = patches[np.sort(rng.choice(len(patches), candidates, replace=False))]
-    if len(patches) <= size:
-        return patches
+        rows = np.sort(rng.choice(len(patches), candidates, replace=False))
+    if len(rows) <= size:
+        return rows
+    patches = patches[rows]
+    if patches.shape[1] > PROJECTED_DIMENSIONS:  # in which the farthest patches are about the same
+        patches = patches @ rng.normal(size=(patches.shape[1], PROJECTED_DIMENSIONS)).astype(np.float32)
     squares = np.square(patches).sum(1)
     chosen, least = np.empty(size, np.int64), np.full(len(patches), np.inf, np.float32)
     at = int(np.square(patches - patches.mean(0)).sum(1).argmin())
@@ -180,7 +203,7 @@ def coreset(embedded: np.ndarray, size: int, candidates: int = CANDIDATES // 4) 
         chosen[i] = at
         np.minimum(least, squares - 2 * (patches @ patches[at]) + squares[at], out=least)
         at = int(least.argmax())
-    return patches[chosen]
+    return rows[chosen]
 
 
 def distances(embedded: np.ndarray, memory: np.ndarray) -> np.ndarray:

@@ -151,7 +151,9 @@ class Pca(Fitted):
     components: Components
 
     def residual(self, images: Tensor) -> Tensor:
-        return once(images, (self, "residual"), lambda: self.components.residual(reduced(images, self.factor)))
+        return once(
+            images, (self, "residual"), lambda: self.components.residual(reduced(images, self.factor))
+        )
 
     def scores(self, images: Tensor) -> Tensor:
         return self.residual(images).square().mean((1, 2, 3))

@@ -87,7 +87,16 @@ def fit_knn_pixels(images: np.ndarray) -> KnnPixels:
 
 def fit_knn_features(images: np.ndarray) -> KnnFeatures:
     """Fits `knn_features`. Raises MissingError if the weights of the network are missing."""
+    return knn_features(images)[0]
+
+
+def knn_features(images: np.ndarray) -> tuple[KnnFeatures, np.ndarray, np.ndarray]:
+    """`knn_features`, and the score of each of these images by the others, twice, because it has no map."""
     rows = remembered_features(images)[1]
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
-    deviation = deviation + MIN_DEVIATION_SHARE * rows.std()
-    return KnnFeatures({}, (rows - mean) / deviation, mean, deviation)
+    deviation = deviation + MIN_DEVIATION_SHARE * rows.std() + 1e-6
+    bank = (rows - mean) / deviation
+    k = min(KTH_NEIGHBOUR, len(bank) - 1)  # besides the image itself, whose distance is 0
+    distances = torch.cdist(bank, bank, compute_mode="donot_use_mm_for_euclid_dist")
+    held_out = distances.topk(k + 1, 1, largest=False).values[:, -1].numpy()
+    return KnnFeatures({}, bank, mean, deviation), held_out, held_out
