@@ -11,6 +11,7 @@ import copy
 import shutil
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -168,14 +169,38 @@ def table(folder: Path, fold: np.ndarray, held_out: np.ndarray) -> None:
     write_csv(folder / TABLE, ["fold", "score"], rows)
 
 
+README = """# An alarm
+
+`python judge.py FOLDER` flags the images that differ from {n} good ones. It needs the packages numpy,
+onnxruntime and pillow, but neither gz nor torch. `python judge.py --check` tests it on this machine.
+
+* Method: {method}, exported by gz {version}.
+* Images: {channels} × {height} × {width}; others are resized (`{fit}`).
+* `--fpr 2%` is the share of good images that may be flagged, at least 1 of {n} + 1.
+* Exit code: 0 if no image is flagged, 6 if one is flagged or a file cannot be read, 2 for an error.
+* `judge.py` has the licence of gz, MIT. The alarm is derived from your images.
+"""
+
+
 def script(folder: Path, spec: dict[str, Any], held_out: int) -> list[str]:
-    """Writes the script and its description of an alarm whose graph and table are in the folder. Returns the
-    names of all files."""
+    """Writes the script, its description and a README for an alarm whose graph and table are in the folder.
+    Returns the names of all files."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / GRAPH)
+    tested = session.run(["score"], {"image": portable_alarm.test_image(spec["shape"])})[0][0]
     kinds = {"formats": PILLOW_FORMATS, "suffixes": SUFFIXES}
     checks = {
+        "gz": version("gzcli"),
         "held_out": held_out,
         "sha256": {name: files.checksum(folder / name) for name in (GRAPH, TABLE)},
+        "test_scores": tested.astype(float).tolist(),
     }
     files.write_json(folder / "alarm.json", spec | kinds | checks)
     shutil.copyfile(portable_alarm.__file__, folder / "judge.py")
-    return [GRAPH, TABLE, "alarm.json", "judge.py"]
+    channels, height, width = spec["shape"]
+    words = {"n": held_out, "version": checks["gz"], "fit": spec["fit"]}
+    words["method"] = f"`{spec['method']}`" if "method" in spec else f"the map of a run, `{spec.get('run')}`"
+    text = README.format(**words, channels=channels, height=height, width=width)
+    files.write_atomic(folder / "README.md", text.encode())
+    return [GRAPH, TABLE, "alarm.json", "judge.py", "README.md"]

@@ -1,4 +1,5 @@
-"""Judges images by the alarm in the folder of this script: python judge.py FOLDER [--fpr 1%] [--json]
+"""Judges images by the alarm in the folder of this script: python judge.py FOLDER [--fpr 1%] [--json], and
+tests itself: python judge.py --check
 
 Exit code 0: no image is flagged. 6: an image is flagged or cannot be read. 2: wrong arguments, no image, or a
 damaged alarm. 130: Ctrl-C. 141: nobody reads the output any longer.
@@ -15,10 +16,14 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 FAINT = 240  # grey level from which ink is invisible on white
+DRIFT_LEVEL, MIN_DRIFT_IMAGES = 0.01, 8  # p-value and number of images from which a drift is printed
+ENTRIES = {"shape", "fit", "tails", "formats", "suffixes", "held_out", "sha256", "test_scores"}
+CHECKED = 1e-3  # tolerance of the scores of the test image
 ROUNDING, TIE = 1e-9, 1e-5  # relative differences of rates and of scores that do not count
 Unread = list[tuple[str, str]]  # paths that cannot be read, and the reasons
 
@@ -40,7 +45,16 @@ def load(folder: Path) -> tuple[dict[str, Any], Any, Any]:
     import onnxruntime
 
     spec = json.loads((folder / "alarm.json").read_bytes())
-    if lacking := {"shape", "fit", "tails", "formats", "suffixes", "held_out", "sha256"}.difference(spec):
+    if lacking := {
+        "shape",
+        "fit",
+        "tails",
+        "formats",
+        "suffixes",
+        "held_out",
+        "sha256",
+        "test_scores",
+    }.difference(spec):
         raise ValueError(f"alarm.json lacks {', '.join(sorted(lacking))}")
     content = {name: (folder / name).read_bytes() for name in ("alarm.onnx", "held_out.csv")}
     for name, data in content.items():
@@ -53,8 +67,8 @@ def load(folder: Path) -> tuple[dict[str, Any], Any, Any]:
 
 
 def find(top: Path, suffixes: list[str]) -> tuple[list[Path], Unread]:
-    """The images below a folder, and the folders that cannot be read. Each folder is read once, so circles of
-    links end. Hidden files and folders are skipped."""
+    """The images below a folder, and all else there, which cannot be read. Each folder is read once, so
+    circles of links end. Hidden files and folders are skipped."""
     if not os.path.isdir(top):
         return [top], []
     images, unread, seen = [], [], set()
@@ -67,6 +81,8 @@ def find(top: Path, suffixes: list[str]) -> tuple[list[Path], Unread]:
         folders[:] = [] if place in seen else [name for name in folders if not is_hidden(name)]
         files = [] if place in seen else [Path(folder, name) for name in names if not is_hidden(name)]
         images += [path for path in files if path.suffix.lower() in suffixes]
+        other = (path for path in files if path.suffix.lower() not in suffixes)
+        unread += [(str(path), "its name does not end like that of an image") for path in other]
         seen.add(place)
     return sorted(images), unread
 
@@ -120,12 +136,21 @@ def p_value(score: Any, usual: Any, tails: int) -> float:
     return min(1.0, (high if tails == 1 else min(2 * high - 1, 2 * low)) / (len(usual) + 1))
 
 
+def drift(scores: list[Any], model: Any, usual: Any) -> float:
+    """The p-value that images and held-out ones are exchangeable as a whole, by the ranks of their scores
+    (Mann & Whitney 1947). scores: of each image by all models. model: that of each held-out score."""
+    m, n = len(scores), len(usual)
+    above = sum(float((s[model] > usual).mean() + (s[model] == usual).mean() / 2) for s in scores) / m
+    z = (above - 0.5) / math.sqrt((n + m + 1) / (12 * n * m))
+    return math.erfc(abs(z) / math.sqrt(2))
+
+
 def rate(text: str, n: int) -> float:
     """The rate that a text such as `1%` or `0.01` states."""
     try:
         fpr = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        fpr = math.nan
+        fail(f"--fpr {text} is no rate, such as 1% or 0.01")
     if not (1 - ROUNDING) / (n + 1) <= fpr <= 0.99:
         least = math.ceil(1e4 / (n + 1) - ROUNDING) / 100  # rounded up, so that it can be typed
         fail(f"{n} held-out scores allow --fpr {least:g}% to 99%")
@@ -137,9 +162,28 @@ def reason(e: Exception) -> str:
     return text if text and isinstance(e, (OSError, ValueError)) else f"{type(e).__name__}: {text}"
 
 
+def test_image(shape: Sequence[int]) -> Any:
+    """A pattern whose scores are those of the export if this machine computes them correctly."""
+    import numpy as np
+
+    return (np.arange(math.prod(shape)) * 37 % 251).astype(np.uint8).reshape(1, *shape)
+
+
+def check(spec: dict[str, Any], graph: Any) -> int:
+    """Compares the scores of the test image with those of the export. Returns the exit code."""
+    import numpy as np
+
+    scores = graph.run(["score"], {"image": test_image(spec["shape"])})[0][0]
+    if not np.allclose(scores, spec["test_scores"], rtol=CHECKED, atol=CHECKED):
+        fail("the scores of the test image differ from those of the export")
+    print(f"the alarm works: {len(scores)} scores of the test image are those of the export")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Judges images by an exported alarm.")
-    parser.add_argument("pictures", type=Path, help="a folder, or an image")
+    parser.add_argument("pictures", type=Path, nargs="?", help="a folder, or an image")
+    parser.add_argument("--check", action="store_true", help="test that this machine computes the scores")
     parser.add_argument("--fpr", default="1%", help="share of good images that may be flagged")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
@@ -149,15 +193,21 @@ def main() -> int:
         fail(f"{e}; install the packages numpy, onnxruntime and pillow")
     except Exception as e:  # JSON, numpy and onnxruntime raise many kinds
         fail(f"the alarm is damaged, export it again: {reason(e)}")
+    if chosen.check:
+        return check(spec, graph)
+    if chosen.pictures is None:
+        fail("which images? judge.py FOLDER, or judge.py --check")
     model, usual = table[:, 0].astype(int), table[:, 1]
     fpr, began = rate(chosen.fpr, len(usual)), time.perf_counter()
     paths, unread = find(chosen.pictures, spec["suffixes"])
     if not (paths or unread) or not os.path.lexists(chosen.pictures):
         fail(f"no images in {chosen.pictures}: files ending in {' '.join(spec['suffixes'])}")
     files: list[dict[str, Any]] = []
+    scores: list[Any] = []
     for path in paths:
         try:
             score = graph.run(["score"], {"image": read(path, spec)})[0][0]
+            scores.append(score)
             p = p_value(score[model], usual, spec["tails"])
         except Exception as e:  # Pillow and onnxruntime raise many kinds
             unread.append((str(path), reason(e)))
@@ -166,6 +216,8 @@ def main() -> int:
         files.append({"file": str(path), "p": p, "flagged": flagged})
         if not chosen.json:
             print(f"{p:.4f} {'!' if flagged else ' '} {shown(str(path))}", flush=True)
+    if len(scores) >= MIN_DRIFT_IMAGES and (chance := drift(scores, model, usual)) < DRIFT_LEVEL:
+        print(f"today differs as a whole (p {chance:.1g}): light, focus, camera?", file=sys.stderr)
     count, each = sum(row["flagged"] for row in files), (time.perf_counter() - began) / max(1, len(files))
     if chosen.json:
         rows = [{"file": name, "error": why} for name, why in unread]

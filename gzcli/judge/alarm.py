@@ -28,7 +28,7 @@ from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import Scoring, Table, batches_of, map_of, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms import copies
-from gzcli.metrics.alarms.cross import USUAL_IMAGES, quantiles
+from gzcli.metrics.alarms.cross import USUAL_IMAGES, Calibrated, quantiles
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, LOCAL, METHODS
 from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import tails_of
@@ -38,6 +38,8 @@ from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 
 SHEET_IMAGES, SHEET_COLUMNS = 16, 8  # images of each kind on the sheet, and per row
+# p-value and number of images from which a drift is noted, unless most images are flagged anyway
+DRIFT_LEVEL, MIN_DRIFT_IMAGES, MAX_DRIFT_FLAGGED = 0.01, 8, 0.5
 IMAGES_AT_ONCE = 1024  # images that are read at once
 
 
@@ -164,7 +166,7 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
     calibrated, name = alarm.calibrated, alarm.choice.method
     pictures = open_pictures(job, good.form, log)
     images = np.asarray(pictures.images("test"))
-    n = len(calibrated.held_out)
+    n, scores = len(calibrated.held_out), calibrated.score(images)
 
     def maps(chosen: np.ndarray) -> dict[int, np.ndarray]:
         strange = calibrated.map(images[chosen])
@@ -175,7 +177,7 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
     return Compared(
         facts=methods.facts(good, alarm, job),
         pictures=pictures,
-        scores={name: calibrated.score(images)},
+        scores={name: scores},
         held_out={name: calibrated.held_out},
         fold=calibrated.fold,
         spread={},
@@ -185,12 +187,23 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
             "needed": conformal.fewest(job.fpr),
             "folds": len(calibrated.models),
             "bound": calibrated.bound(job.fpr),
+            "drift": conformal.drift(calibrated.held_out, calibrated.fold, scores),
         },
-        notes=methods.notes(good, alarm, job.fpr),
+        notes=[*methods.notes(good, alarm, job.fpr), *drift_in_words(calibrated, scores, job.fpr)],
         levels=None,
         shows=name if job.maps and METHODS[name].mapped else None,
         maps=maps,
     )
+
+
+def drift_in_words(calibrated: Calibrated, scores: np.ndarray, fpr: float) -> list[str]:
+    """A note if the images differ as a whole from those that calibrate."""
+    p = conformal.drift(calibrated.held_out, calibrated.fold, scores)
+    flagged = conformal.flagged(calibrated.p_values(scores), fpr)
+    if p >= DRIFT_LEVEL or len(scores) < MIN_DRIFT_IMAGES or flagged.mean() > MAX_DRIFT_FLAGGED:
+        return []
+    cause = "light, focus, camera? `--calibrate DIR` with new good images adapts the alarm"
+    return [f"today differs as a whole (p {p:.1g}): {cause}"]
 
 
 def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick, list[str]]:

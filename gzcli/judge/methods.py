@@ -22,11 +22,14 @@ from gzcli.metrics.alarms import copies
 from gzcli.metrics.alarms.alarm import MAX_FITTED_IMAGES, Alarm, calibrate
 from gzcli.metrics.alarms.choice import MIN_IMAGES_TO_CHOOSE, Choice, choose, detection, set_aside
 from gzcli.metrics.alarms.combined import FITS, available
+from gzcli.metrics.alarms.defects import LOCAL_KINDS
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS, reduced_size
 from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.interval import subset
 from gzcli.store.jobs import AlarmJob, ScoreJob
+
+SEEING_SHARE = 0.25  # share of the synthetic defects below which an alarm says that it sees few
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,8 @@ def without_model(good: Pick, bad: Pick) -> dict[str, float]:
 
 def facts(good: Good, alarm: Alarm, job: AlarmJob) -> dict[str, Any]:
     """The facts about the method and its images, for the result."""
-    return facts_in(alarm.choice, alarm.calibrated.models[0], good.pack, alarm.fitted_on, job)
+    row = facts_in(alarm.choice, alarm.calibrated.models[0], good.pack, alarm.fitted_on, job)
+    return row | {"power": power(alarm, job.fpr)}
 
 
 def facts_in(choice: Choice, fitted: Fitted, pack: Pack, fitted_on: int, job: ScoreJob) -> dict[str, Any]:
@@ -225,9 +229,32 @@ def notes(good: Good, alarm: Alarm, fpr: float) -> list[str]:
     else:
         folds, bound = len(calibrated.models), calibrated.bound(fpr)
         lines.append(
-            f"calibrated by {counted(folds, 'fold')} (CV+): about {percent(fpr)} of good images are "
-            f"flagged; the bound for any distribution is {percent(bound)}"
+            f"calibrated by {counted(folds, 'fold')} (CV+): in practice at most {percent(fpr)} of good "
+            f"images are flagged; the bound for any distribution is {percent(bound)}"
         )
+    return [*lines, *power_in_words(alarm, fpr)]
+
+
+def power(alarm: Alarm, fpr: float) -> dict[str, list[int]]:
+    """Of each kind of synthetic defect, how many are flagged at a rate, and how many there are."""
+    return {kind: [int(conformal.flagged(np.array(p), fpr).sum()), len(p)] for kind, p in alarm.power.items()}
+
+
+def power_in_words(alarm: Alarm, fpr: float) -> list[str]:
+    """What the alarm sees of synthetic defects, and a warning if that is little."""
+    kinds = power(alarm, fpr)
+    if not kinds:
+        return []
+    words = ", ".join(f"{kind.replace('_', ' ')} {seen} of {n}" for kind, (seen, n) in kinds.items())
+    lines = [f"synthetic defects seen at {percent(fpr)}: {words}"]
+    seen, total = (sum(counts) for counts in zip(*kinds.values(), strict=True))
+    local_seen, local_total = (sum(kinds[kind][i] for kind in LOCAL_KINDS if kind in kinds) for i in (0, 1))
+    if local_seen < SEEING_SHARE * local_total:
+        what = "few small defects" if seen >= SEEING_SHARE * total else "few defects of any kind"
+        advice = "more good images or a higher `--fpr` may help"
+        if alarm.choice.method != DEFAULT_METHOD:
+            advice = f"`gz ood --in …` with `{DEFAULT_METHOD}` may see more"
+        lines.append(f"this alarm sees {what} ({local_seen} of {local_total} synthetic ones): {advice}")
     return lines
 
 

@@ -49,6 +49,19 @@ def cross_p_values(
     return _of_counts(high, low, n, tails)
 
 
+def drift(calibration: np.ndarray, fold: np.ndarray, scores: np.ndarray) -> float:
+    """The two-sided p-value that images with scores [N, K] by K models are exchangeable as a whole with the n
+    held-out ones, by the ranks of both (Mann & Whitney 1947). Each held-out score is compared with those by
+    the same model, `fold` [n]. The normal approximation counts ties as halves."""
+    n, m, above = len(calibration), len(scores), 0.0
+    for k in range(scores.shape[1]):
+        ordered = np.sort(np.asarray(calibration, np.float64)[fold == k])
+        sides = [np.searchsorted(ordered, scores[:, k], side=side).sum() for side in ("left", "right")]
+        above += sum(sides) / 2
+    z = (above / (n * m) - 0.5) / math.sqrt((n + m + 1) / (12 * n * m))
+    return math.erfc(abs(z) / math.sqrt(2))
+
+
 def bonferroni(p: np.ndarray) -> np.ndarray:
     """One p-value per image from K p-values, valid for any dependence between them: min(1, K · the
     smallest)."""

@@ -51,9 +51,7 @@ def cell_side(shape: Sequence[int]) -> int:
 
 def responses(images: Tensor) -> Tensor:
     """m_k of images uint8 [N, C, H, W], float32 [N, bands, h, w]."""
-    if torch.compiler.is_exporting():
-        return computed(images)[0]
-    return once(images, "bands", lambda: remembered_responses(images.numpy())[0])
+    return once(images, "bands", lambda: remembered_responses.of(images)[0])
 
 
 def computed(images: Tensor) -> tuple[Tensor]:

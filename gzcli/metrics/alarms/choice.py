@@ -32,7 +32,8 @@ HELD_OUT_SHARE, MAX_HELD_OUT_IMAGES = (
 )  # share of good images set aside: for a rate of 2 %, 50 of 70 are left
 DEFECTS_PER_KIND, PROBES_PER_KIND = 16, 8  # defects of each kind, for settings and for members
 MAX_CALIBRATING_SHARE = 0.8  # largest share of good images that calibrate if there is a choice
-TIE_MARGIN = 0.03  # the first settings whose share is at most this much below the best are chosen
+# the first settings, or members, whose share is at most this much below the best are chosen
+TIE_MARGIN, MEMBERS_TIE_MARGIN = 0.03, 0.01
 TELLING_SHARE = (
     0.25  # share of the defects that the best settings must find; otherwise plainer defects are drawn
 )
@@ -138,11 +139,13 @@ def best_scales(good: np.ndarray, bad: np.ndarray, source: np.ndarray) -> tuple[
     return best_of(tried_scales([good, bad], parts))
 
 
-def best_of(scored: Iterable[tuple[dict[str, Any], np.ndarray, np.ndarray]]) -> tuple[float, dict[str, Any]]:
+def best_of(
+    scored: Iterable[tuple[dict[str, Any], np.ndarray, np.ndarray]], margin: float = TIE_MARGIN
+) -> tuple[float, dict[str, Any]]:
     """The share of defects that the best settings detect, and the first settings that detect about as
     many."""
     every = [(detection(of_good, of_bad), settings) for settings, of_good, of_bad in scored]
-    least = max(value for value, _ in every) - TIE_MARGIN
+    least = max(value for value, _ in every) - margin
     return next(row for row in every if row[0] >= least)
 
 
@@ -211,7 +214,7 @@ def choose_members(images: np.ndarray) -> Choice:
             rows = list(some)
             settings = {"members": tuple(names[i] for i in rows)}
             tables.append((settings, of_good[:, rows].max(1), of_bad[:, rows].max(1)))
-    detected, settings = best_of(tables)
+    detected, settings = best_of(tables, MEMBERS_TIE_MARGIN)
     return Choice(DEFAULT_METHOD, settings, detected)
 
 

@@ -23,7 +23,7 @@ from gzcli.metrics.alarms.remembered import Remembered
 TRAINED_SIDE = 224  # side of the images on which the network was trained
 COARSE_STRIDE = 16  # stride of the coarser activations, in pixels of the resized image
 
-Pair = tuple[Tensor, Tensor]  # features of places [N, D, h, w], and of images [N, E]
+Pair = tuple[Tensor, ...]  # features of places [N, D, h, w], and of images [N, E]
 
 
 def cells_of(shape: Sequence[int]) -> tuple[int, int]:
@@ -35,9 +35,7 @@ def cells_of(shape: Sequence[int]) -> tuple[int, int]:
 
 def features(images: Tensor) -> Pair:
     """The features of images uint8 [N, C, H, W]. Raises MissingError if the weights are missing."""
-    if torch.compiler.is_exporting():
-        return computed(images)
-    return once(images, "features", lambda: remembered_features(images.numpy()))
+    return once(images, "features", lambda: _remembered.of(images))
 
 
 def computed(images: Tensor) -> Pair:
@@ -60,8 +58,7 @@ _remembered = Remembered(computed)
 
 def remembered_features(images: np.ndarray) -> Pair:
     """The features of an array."""
-    places, whole = _remembered(images)
-    return places, whole
+    return _remembered(images)
 
 
 def resized(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:

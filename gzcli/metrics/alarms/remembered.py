@@ -23,6 +23,10 @@ class Remembered:
     compute: Callable[[Tensor], tuple[Tensor, ...]]
     rows: dict[bytes, tuple[np.ndarray, ...]] = field(default_factory=dict)
 
+    def of(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The values of a tensor, which a graph computes each time."""
+        return self.compute(images) if torch.compiler.is_exporting() else self(images.numpy())
+
     def __call__(self, images: np.ndarray) -> tuple[Tensor, ...]:
         keys = hashes(images)
         lacking = list({key: i for i, key in enumerate(keys) if key not in self.rows}.items())
