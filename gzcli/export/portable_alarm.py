@@ -66,12 +66,12 @@ def load(folder: Path) -> tuple[dict[str, Any], Any, Any]:
     return spec, onnxruntime.InferenceSession(content["alarm.onnx"]), table
 
 
-def find(top: Path, suffixes: list[str]) -> tuple[list[Path], Unread]:
-    """The images below a folder, and all else there, which cannot be read. Each folder is read once, so
-    circles of links end. Hidden files and folders are skipped."""
+def find(top: Path, suffixes: list[str]) -> tuple[list[Path], Unread, Unread]:
+    """The images below a folder, the folders that cannot be read, and all other files. Each folder is read
+    once, so circles of links end. Hidden files and folders are skipped."""
     if not os.path.isdir(top):
-        return [top], []
-    images, unread, seen = [], [], set()
+        return [top], [], []
+    images, unread, others, seen = [], [], [], set()
 
     def skip(e: OSError) -> None:
         unread.append((str(e.filename), str(e.strerror)))
@@ -82,9 +82,9 @@ def find(top: Path, suffixes: list[str]) -> tuple[list[Path], Unread]:
         files = [] if place in seen else [Path(folder, name) for name in names if not is_hidden(name)]
         images += [path for path in files if path.suffix.lower() in suffixes]
         other = (path for path in files if path.suffix.lower() not in suffixes)
-        unread += [(str(path), "its name does not end like that of an image") for path in other]
+        others += [(str(path), "its name does not end like that of an image") for path in other]
         seen.add(place)
-    return sorted(images), unread
+    return sorted(images), unread, others
 
 
 def is_hidden(name: str) -> bool:
@@ -199,9 +199,10 @@ def main() -> int:
         fail("which images? judge.py FOLDER, or judge.py --check")
     model, usual = table[:, 0].astype(int), table[:, 1]
     fpr, began = rate(chosen.fpr, len(usual)), time.perf_counter()
-    paths, unread = find(chosen.pictures, spec["suffixes"])
+    paths, unread, others = find(chosen.pictures, spec["suffixes"])
     if not (paths or unread) or not os.path.lexists(chosen.pictures):
         fail(f"no images in {chosen.pictures}: files ending in {' '.join(spec['suffixes'])}")
+    unread += others
     files: list[dict[str, Any]] = []
     scores: list[Any] = []
     for path in paths:

@@ -198,7 +198,19 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
     assert judge(tmp_path / "alarm", tmp_path / "alarm", "--fpr", "5%")[0] == 2  # no picture there
     for text in ("much", "150%"):
         code, _, said = judge(tmp_path / "alarm", folder, "--fpr", text)
-        assert code == 2 and said == "error: 60 held-out scores allow --fpr 1.64% to 99%\n"
+        word = "60 held-out scores allow" if "150" in text else "is no rate, such as 1%"
+        assert code == 2 and word in said
+    code, _, said = judge(tmp_path / "alarm", "--check")
+    assert (
+        code == 0
+        and "4 scores of the test image"
+        in subprocess.run(
+            [sys.executable, str(tmp_path / "alarm" / "judge.py"), "--check"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
+    )
 
 
 def png_of_zeros(side):
@@ -260,7 +272,8 @@ def hostile(folder):
     (folder / "lost.png").symlink_to(folder / "nowhere")
     for name in (".hidden.png", "notes.txt"):
         (folder / name).write_bytes(data)
-    return {*good, "turned.jpg", "moves.gif", "dir.png/b/in.png"}, {*bad, "deep.png", "fifo.png", "lost.png"}
+    bad |= dict.fromkeys(("deep.png", "fifo.png", "lost.png", "notes.txt"), b"")
+    return {*good, "turned.jpg", "moves.gif", "dir.png/b/in.png"}, set(bad)
 
 
 def test_every_file_is_judged_or_named(exported, tmp_path, command, monkeypatch):

@@ -202,6 +202,14 @@ def test_cross_conformal_p_values_are_counts():
     np.testing.assert_array_equal(one, conformal.p_values(held_out, scores[:, 0]))
 
 
+@dataclass(eq=False)
+class Nearness(Fitted):
+    """The squared distance to the mean of the points that it is fitted to."""
+
+    def scores(self, images):
+        return (images - self.settings["mean"]).square().sum(1)
+
+
 @pytest.mark.parametrize(
     ("n", "rate"), [(300, 0.02), *(pytest.param(70, rate, marks=pytest.mark.slow) for rate in (0.02, 0.1))]
 )
@@ -209,13 +217,8 @@ def test_false_alarms_keep_the_promise_over_200_splits(n, rate):
     """The rate that k of the n + 1 places have, with a method that is fitted anew on each split, within the
     binomial interval of independent splits: one picture is judged a split, by each of several sets."""
 
-    @dataclass(eq=False)
-    class Distance(Fitted):
-        def scores(self, images):
-            return (images - self.settings["mean"]).square().sum(1)
-
     def fit(some):
-        return Distance({"mean": torch.from_numpy(some.mean(0))})
+        return Nearness({"mean": torch.from_numpy(some.mean(0))})
 
     flagged, rng = 0, np.random.default_rng(0)
     splits, each = 200, 10
@@ -563,3 +566,30 @@ def test_large_changes_are_of_the_kinds_that_they_name():
         assert image.shape == images[i].shape and image.dtype == np.uint8
         if kind == "upside_down":
             np.testing.assert_array_equal(image, images[i][:, ::-1])
+
+
+def test_a_drift_is_the_test_of_mann_and_whitney():
+    """With one model. With folds, it rejects as often as it says, or less, if nothing changed."""
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(0)
+    held_out, scores = rng.normal(size=60), rng.normal(0.4, 1, (40, 1))
+    expected = mannwhitneyu(scores[:, 0], held_out, method="asymptotic", use_continuity=False).pvalue
+    assert conformal.drift(held_out, np.zeros(60, int), scores) == pytest.approx(expected, rel=1e-3)
+
+    def fit(some):
+        return Nearness({"mean": torch.from_numpy(some.mean(0))})
+
+    p = []
+    for _ in range(300):
+        x = rng.normal(size=(100, 3))
+        calibrated = cross.cross(x[:60], fit)
+        p.append(conformal.drift(calibrated.held_out, calibrated.fold, calibrated.score(x[60:])))
+    assert np.mean(np.array(p) < 0.05) < 0.09
+
+
+def test_an_alarm_has_the_power_of_each_kind_of_synthetic_defect():
+    alarm = calibrate(parts(60), "pca_local", needed=20)
+    assert set(alarm.power) == set(defects.KINDS)
+    assert all(len(p) == 12 and 0 < min(p) <= max(p) <= 1 for p in alarm.power.values())
+    assert np.mean(np.array(alarm.power["foreign"]) <= 0.05) > 0.5
