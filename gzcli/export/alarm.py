@@ -169,7 +169,7 @@ def table(folder: Path, fold: np.ndarray, held_out: np.ndarray) -> None:
     write_csv(folder / TABLE, ["fold", "score"], rows)
 
 
-README = """# An alarm
+README_TEXT = """# An alarm
 
 `python judge.py FOLDER` flags the images that differ from {n} good ones. It needs the packages numpy,
 onnxruntime and pillow, but neither gz nor torch. `python judge.py --check` tests it on this machine.
@@ -201,6 +201,6 @@ def script(folder: Path, spec: dict[str, Any], held_out: int) -> list[str]:
     channels, height, width = spec["shape"]
     words = {"n": held_out, "version": checks["gz"], "fit": spec["fit"]}
     words["method"] = f"`{spec['method']}`" if "method" in spec else f"the map of a run, `{spec.get('run')}`"
-    text = README.format(**words, channels=channels, height=height, width=width)
+    text = README_TEXT.format(**words, channels=channels, height=height, width=width)
     files.write_atomic(folder / "README.md", text.encode())
     return [GRAPH, TABLE, "alarm.json", "judge.py", "README.md"]

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 
 FAINT = 240  # grey level from which ink is invisible on white
 DRIFT_LEVEL, MIN_DRIFT_IMAGES = 0.01, 8  # p-value and number of images from which a drift is printed
-ENTRIES = {"shape", "fit", "tails", "formats", "suffixes", "held_out", "sha256", "test_scores"}
-CHECKED = 1e-3  # tolerance of the scores of the test image
+SPEC_ENTRIES = {"shape", "fit", "tails", "formats", "suffixes", "held_out", "sha256", "test_scores"}
+CHECK_TOLERANCE = 1e-3  # tolerance of the scores of the test image
 ROUNDING, TIE = 1e-9, 1e-5  # relative differences of rates and of scores that do not count
 Unread = list[tuple[str, str]]  # paths that cannot be read, and the reasons
 
@@ -174,7 +174,7 @@ def check(spec: dict[str, Any], graph: Any) -> int:
     import numpy as np
 
     scores = graph.run(["score"], {"image": test_image(spec["shape"])})[0][0]
-    if not np.allclose(scores, spec["test_scores"], rtol=CHECKED, atol=CHECKED):
+    if not np.allclose(scores, spec["test_scores"], rtol=CHECK_TOLERANCE, atol=CHECK_TOLERANCE):
         fail("the scores of the test image differ from those of the export")
     print(f"the alarm works: {len(scores)} scores of the test image are those of the export")
     return 0

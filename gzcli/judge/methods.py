@@ -21,7 +21,7 @@ from gzcli.metrics import conformal
 from gzcli.metrics.alarms import copies
 from gzcli.metrics.alarms.alarm import MAX_FITTED_IMAGES, Alarm, calibrate
 from gzcli.metrics.alarms.choice import MIN_IMAGES_TO_CHOOSE, Choice, choose, detection, set_aside
-from gzcli.metrics.alarms.combined import FITS, available
+from gzcli.metrics.alarms.combined import MEMBER_FITS, available
 from gzcli.metrics.alarms.defects import LOCAL_KINDS
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS, reduced_size
@@ -175,7 +175,7 @@ def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
 
 def without_features() -> str | None:
     """A note on the members of the default method whose package is not installed."""
-    lacking = [f"`{name}`" for name in FITS if name not in available()]
+    lacking = [f"`{name}`" for name in MEMBER_FITS if name not in available()]
     if not lacking:
         return None
     return (

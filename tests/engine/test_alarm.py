@@ -32,6 +32,7 @@ from gzcli.judge.local import few, with_defects
 from gzcli.judge.scores import map_of
 from gzcli.launch import scoring
 from gzcli.launch.sampling import digest
+from gzcli.metrics.alarms.defects import DEFECT_KINDS
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import METHODS
 from gzcli.metrics.detection import detection
@@ -543,10 +544,13 @@ def by_method(good, pictures, folder, **changes):
 def test_good_pictures_alone_make_an_alarm(good, tmp_path, pictures):
     result = by_method(good, pictures, tmp_path)
     assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(result))
-    assert result["run"] is None and result["compared"]["n"] == 70 and result["compared"]["folds"] == 20
+    assert result["run"] is None and result["compared"]["n"] == 49 and result["compared"]["folds"] == 20
     assert result["compared"]["bound"] > 2 * 0.02 and len(result["files"]) == 30
     named = by_method(good, pictures, tmp_path / "named", method="pca_local")
-    assert not result["choice"] and 0 <= named["choice"]["pca_local"] <= 1 and named["compared"]["n"] == 50
+    for each in (result, named):
+        assert 0 <= each["choice"][each["name"]] <= 1 and each["compared"]["n"] == 49
+        assert set(each["power"]) == set(DEFECT_KINDS) and 0 <= each["compared"]["drift"] <= 1
+        assert any("synthetic defects seen at 2 %: paste " in note for note in each["notes"])
     for each in (result, named):
         odd = [row["flagged"] for row in each["files"] if row["file"].startswith("test/odd")]
         assert len(odd) == 6 and all(odd)

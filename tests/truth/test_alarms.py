@@ -516,7 +516,7 @@ def test_a_band_is_a_difference_of_gaussians():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 300, 260), np.uint8)
     made = bands.responses(torch.from_numpy(images)).numpy()
     assert made.shape == (2, 3, 150, 130)
-    for k, (fine, coarse) in enumerate(zip(bands.DEVIATIONS, bands.DEVIATIONS[1:], strict=False)):
+    for k, (fine, coarse) in enumerate(zip(bands.BLUR_DEVIATIONS, bands.BLUR_DEVIATIONS[1:], strict=False)):
         blurred = [
             gaussian_filter(images.astype(float), (0, 0, each, each), mode="nearest", truncate=3)
             for each in (fine, coarse)
@@ -552,7 +552,7 @@ def test_a_combined_score_is_the_largest_in_units_of_each_member():
 def test_the_choice_of_members_takes_those_that_see():
     """Where nothing lies in its place, `aligned` is left out or decides nothing; all are preferred."""
     chosen = choice.choose(parts(40), DEFAULT_METHOD)
-    assert set(chosen.settings["members"]) <= set(combined.FITS) and 0.2 < chosen.detected <= 1
+    assert set(chosen.settings["members"]) <= set(combined.MEMBER_FITS) and 0.2 < chosen.detected <= 1
     assert choice.set_aside(70, DEFAULT_METHOD, 49) == 21
     assert choice.set_aside(200, DEFAULT_METHOD, 49) == 51
     assert choice.set_aside(500, DEFAULT_METHOD, 49) == 101
@@ -561,7 +561,7 @@ def test_the_choice_of_members_takes_those_that_see():
 
 def test_large_changes_are_of_the_kinds_that_they_name():
     images = parts(20)
-    bad, kinds, source = defects.synthetic(images, each=8, kinds=defects.KINDS)
+    bad, kinds, source = defects.synthetic(images, each=8, kinds=defects.DEFECT_KINDS)
     for image, kind, i in zip(bad, kinds, source, strict=True):
         assert image.shape == images[i].shape and image.dtype == np.uint8
         if kind == "upside_down":
@@ -590,6 +590,6 @@ def test_a_drift_is_the_test_of_mann_and_whitney():
 
 def test_an_alarm_has_the_power_of_each_kind_of_synthetic_defect():
     alarm = calibrate(parts(60), "pca_local", needed=20)
-    assert set(alarm.power) == set(defects.KINDS)
+    assert set(alarm.power) == set(defects.DEFECT_KINDS)
     assert all(len(p) == 12 and 0 < min(p) <= max(p) <= 1 for p in alarm.power.values())
     assert np.mean(np.array(alarm.power["foreign"]) <= 0.05) > 0.5

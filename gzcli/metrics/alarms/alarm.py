@@ -10,7 +10,7 @@ import numpy as np
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.choice import MAX_HELD_OUT_IMAGES, Choice, choose, set_aside
 from gzcli.metrics.alarms.cross import AT_ONCE, Calibrated, cross, split
-from gzcli.metrics.alarms.defects import KINDS, synthetic
+from gzcli.metrics.alarms.defects import DEFECT_KINDS, synthetic
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import METHODS
 
@@ -65,10 +65,10 @@ def power_of(calibrated: Calibrated, images: np.ndarray) -> dict[str, tuple[floa
     """The p-values of synthetic defects of each kind, drawn on the images that calibrated, and judged by a
     model that was not fitted to these."""
     models = range(min(PROBED_MODELS, len(calibrated.models)))
-    p: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    p: dict[str, list[float]] = {kind: [] for kind in DEFECT_KINDS}
     for k in models:
         good = images[calibrated.fold == k]
-        bad, kinds, _ = synthetic(good, each=PROBES_PER_KIND // len(models), seed=1 + k, kinds=KINDS)
+        bad, kinds, _ = synthetic(good, each=PROBES_PER_KIND // len(models), seed=1 + k, kinds=DEFECT_KINDS)
         some = (bad[i : i + AT_ONCE] for i in range(0, len(bad), AT_ONCE))
         scores = np.concatenate([calibrated.models[k].score(each) for each in some])
         values = conformal.p_values(calibrated.held_out, scores, tails=calibrated.tails)

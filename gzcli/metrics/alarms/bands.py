@@ -2,7 +2,7 @@
 a band-pass in each cell, compared with that of good images (see `local`). It sees what is lost if an image is
 reduced: a pit of five pixels, or a scratch of two, in an image of 2,048.
 
-  d_k   g_k ∗ x − g_{k+1} ∗ x, by Gaussians g of the deviations `DEVIATIONS`, in pixels
+  d_k   g_k ∗ x − g_{k+1} ∗ x, by Gaussians g of the deviations `BLUR_DEVIATIONS`, in pixels
   m_k   the maximum of |d_k| over channels and over the pixels of a cell
 """
 
@@ -22,8 +22,8 @@ from gzcli.metrics.alarms.local import Local, fit_local
 from gzcli.metrics.alarms.pca import parts_of
 from gzcli.metrics.alarms.remembered import Remembered
 
-DEVIATIONS = (0.7, 1.4, 2.8, 5.6)  # of the Gaussians, in pixels
-CELLS = 128  # approximate number of cells of the shorter side of a large image
+BLUR_DEVIATIONS = (0.7, 1.4, 2.8, 5.6)  # of the Gaussians, in pixels
+SHORT_SIDE_CELLS = 128  # approximate number of cells of the shorter side of a large image
 
 
 @dataclass(eq=False)
@@ -41,12 +41,14 @@ class Bands(Fitted):
         return self.cells(images).amax((1, 2))
 
     def maps(self, images: Tensor) -> Tensor:
-        return enlarged(self.cells(images), cell_side(images.shape[1:]), images.shape[2:])
+        x = responses(images)
+        shown = torch.stack([local.shown(x[:, k]) for k, local in enumerate(self.locals)]).amax(0)
+        return enlarged(shown, cell_side(images.shape[1:]), images.shape[2:])
 
 
 def cell_side(shape: Sequence[int]) -> int:
     """The side of a cell of images [C, H, W], in pixels."""
-    return max(1, min(shape[1:]) // CELLS)
+    return max(1, min(shape[1:]) // SHORT_SIDE_CELLS)
 
 
 def responses(images: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def responses(images: Tensor) -> Tensor:
 def computed(images: Tensor) -> tuple[Tensor]:
     side = cell_side(images.shape[1:])
     x = images.flatten(0, 1)[:, None].float()  # every channel by itself
-    blurred = [blurred_by(x, deviation) for deviation in DEVIATIONS]
+    blurred = [blurred_by(x, deviation) for deviation in BLUR_DEVIATIONS]
     bands = []
     for finer, coarser in pairwise(blurred):
         response = (finer - coarser).abs().unflatten(0, (-1, images.shape[1]))[:, :, 0].amax(1)
@@ -94,4 +96,4 @@ def bands(images: np.ndarray) -> tuple[Bands, np.ndarray, np.ndarray]:
 
 def fitted(x: np.ndarray) -> Bands:
     """`bands`, from the responses of good images."""
-    return Bands({"scales": DEVIATIONS}, tuple(fit_local(x[:, k], (1,)) for k in range(x.shape[1])))
+    return Bands({"scales": BLUR_DEVIATIONS}, tuple(fit_local(x[:, k], (1,)) for k in range(x.shape[1])))

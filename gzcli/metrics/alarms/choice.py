@@ -19,7 +19,7 @@ import torch
 
 from gzcli.metrics.alarms import combined, patches, pca
 from gzcli.metrics.alarms.cross import AT_ONCE
-from gzcli.metrics.alarms.defects import KINDS, synthetic
+from gzcli.metrics.alarms.defects import DEFECT_KINDS, synthetic
 from gzcli.metrics.alarms.fitted import reductions, sides
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS
@@ -201,7 +201,7 @@ def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple
 def choose_members(images: np.ndarray) -> Choice:
     """The members of `combined` that together detect the most synthetic defects of all kinds, on good images
     uint8 [N, C, H, W]. All of them are preferred."""
-    bad, _, source = synthetic(images, each=PROBES_PER_KIND, plain=True, kinds=KINDS)
+    bad, _, source = synthetic(images, each=PROBES_PER_KIND, plain=True, kinds=DEFECT_KINDS)
     names = combined.available()
     of_good, of_bad = (np.empty((len(each), len(names))) for each in (images, bad))
     for part in pca.parts_of(len(images)):

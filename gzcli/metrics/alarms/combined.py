@@ -27,7 +27,7 @@ from gzcli.metrics.alarms.whole import knn_features
 from gzcli.metrics.pretrained import has_lite_weights
 
 # fits to images: the method, and the score and the largest value of the map of each image by others
-FITS: dict[str, Callable[[np.ndarray], tuple[Fitted, np.ndarray, np.ndarray]]] = {
+MEMBER_FITS: dict[str, Callable[[np.ndarray], tuple[Fitted, np.ndarray, np.ndarray]]] = {
     "aligned": aligned,
     "patchcore": patchcore,
     "knn_features": knn_features,
@@ -75,18 +75,18 @@ class Combined(Fitted):
 
 def available() -> tuple[str, ...]:
     """The members of `combined` whose packages are installed."""
-    return tuple(name for name in FITS if name not in OF_FEATURES or has_lite_weights())
+    return tuple(name for name in MEMBER_FITS if name not in OF_FEATURES or has_lite_weights())
 
 
 def fit_combined(images: np.ndarray, *, members: Sequence[str] | None = None) -> Combined:
-    """Fits `combined` to good images uint8 [N, C, H, W]. members: which of `FITS`; all that are available by
-    default. Raises MissingError if the weights of the network are missing."""
+    """Fits `combined` to good images uint8 [N, C, H, W]. members: names in `MEMBER_FITS`; by default
+    all that are available. Raises MissingError if the weights of the network are missing."""
     members = available() if members is None else members
     return Combined({"members": tuple(members)}, tuple(member(name, images) for name in members))
 
 
 def member(name: str, images: np.ndarray) -> Member:
-    fitted, scores, tops = FITS[name](images)
+    fitted, scores, tops = MEMBER_FITS[name](images)
     rows = [middle_and_unit(each) for each in (scores, tops)]
     return Member(fitted, torch.tensor(rows, dtype=torch.float32))
 

@@ -26,7 +26,7 @@ EDGE_BLUR = (
     0.012,
 )  # standard deviation of the blur of its edges, like a lens's, as a share of the side
 LOCAL_KINDS = ("paste", "scar", "scratch", "blot", "blur", "missing", "step")
-KINDS = (*LOCAL_KINDS, "moved", "upside_down", "foreign")
+DEFECT_KINDS = (*LOCAL_KINDS, "moved", "upside_down", "foreign")
 MIN_DIFFERENCE = 6  # least difference of a pixel of a defect, in grey levels
 
 
@@ -42,7 +42,7 @@ def synthetic(
     [kinds · each, C, H, W], their kinds, and the indices of the images on which they were drawn. An invisible
     defect is drawn again.
 
-    kinds: of `KINDS`.
+    kinds: of `DEFECT_KINDS`.
 
     plain: whether defects are opaque and differ from the image `PLAIN` times as much.
     """

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gzcli.metrics.alarms.fitted import once
 from gzcli.metrics.alarms.remembered import Remembered
+from gzcli.metrics.pretrained import MEAN, STD, lite_net, lite_weights
 
 TRAINED_SIDE = 224  # side of the images on which the network was trained
 COARSE_STRIDE = 16  # stride of the coarser activations, in pixels of the resized image
@@ -39,8 +40,6 @@ def features(images: Tensor) -> Pair:
 
 
 def computed(images: Tensor) -> Pair:
-    from gzcli.metrics.pretrained import MEAN, STD
-
     finer, coarser = network()
     h, w = cells_of(images.shape[1:])
     height, width = images.shape[2:]
@@ -76,6 +75,4 @@ def enlargement(before: int, after: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def network() -> tuple[Any, ...]:
     """The network's layers up to the finer activations, and the layers from there to the coarser ones."""
-    from gzcli.metrics.pretrained import lite_net, lite_weights
-
     return tuple(lite_net(lite_weights()[0]).tapped())
