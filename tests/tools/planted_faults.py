@@ -1,0 +1,214 @@
+"""Plants faults in real pictures, and measures how many `gz data audit` reports:
+
+    python tests/tools/planted_faults.py make FOLDER --data ../shared/data [--sets cifar10 …] [--seed 0]
+    python tests/tools/planted_faults.py measure SET… [--csv FILE]      # SET: a folder that `make` has written
+    python tests/tools/planted_faults.py peers SET… [--csv FILE]        # cleanlab and imagededup, if installed
+
+A set has about 2,000 pictures in `train` and `test`. The faults are 30 wrong labels, 60 near-duplicates (20
+moved by a pixel, 20 mirrored, 20 compressed again as JPEG), 20 foreign pictures, 3 truncated files, 2 empty
+ones, 3 blank pictures and 3 of odd sizes. `SET.csv` beside the folder lists them. With an even seed foreign
+pictures come from all other sources, else from one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SET_IMAGES = 2000  # pictures that are drawn of a source
+TEST_SHARE = 0.2
+FAULTS = {"label": 30, "copy": 60, "foreign": 20, "truncated": 3, "empty": 2, "blank": 3, "size": 3}
+COPY_KINDS = ("moved", "mirrored", "compressed")
+JPEG_QUALITIES = (30, 75)  # lowest and highest quality of a copy that is compressed again
+
+
+# ---------------------------------------------------------------------------- sources
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures uint8 [N, H, W] or [N, H, W, 3], and the name of each one's class."""
+
+    images: np.ndarray
+    classes: np.ndarray
+
+
+def of_zip(path: Path, names: Callable[[str], str], rng: np.random.Generator) -> Source:
+    """Some pictures of a zip, whose class is that of their name."""
+    with zipfile.ZipFile(path) as archive:
+        files = sorted(name for name in archive.namelist() if name.endswith((".jpg", ".png", ".jpeg")))
+        files = [files[i] for i in np.sort(rng.permutation(len(files))[:SET_IMAGES])]
+        images = [np.array(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in files]
+    return Source(np.stack(images), np.array([names(name) for name in files]))
+
+
+def of_idx(folder: Path, rng: np.random.Generator) -> Source:
+    """Some pictures of MNIST's files."""
+    images, labels = (
+        np.frombuffer(gzip.decompress((folder / f"train-{name}-ubyte.gz").read_bytes()), np.uint8, offset=at)
+        for name, at in (("images-idx3", 16), ("labels-idx1", 8))
+    )
+    some = np.sort(rng.permutation(len(labels))[:SET_IMAGES])
+    return Source(images.reshape(-1, 28, 28)[some], np.array([f"class{label}" for label in labels[some]]))
+
+
+def of_npz(path: Path, rng: np.random.Generator) -> Source:
+    """Some training pictures of a set of MedMNIST."""
+    with np.load(path) as arrays:
+        images, labels = arrays["train_images"], arrays["train_labels"].ravel()
+    some = np.sort(rng.permutation(len(labels))[:SET_IMAGES])
+    return Source(images[some], np.array([f"class{label}" for label in labels[some]]))
+
+
+def parent(name: str) -> str:
+    return name.split("/")[-2]
+
+
+READERS: dict[str, Callable[[Path, np.random.Generator], Source]] = {
+    "cifar10": lambda data, rng: of_zip(data / "sets/cifar10_jpeg.zip", parent, rng),
+    "imagenette64": lambda data, rng: of_zip(data / "sets/imagenette64.zip", parent, rng),
+    "mnist": lambda data, rng: of_idx(data / "mirror/mnist", rng),
+    "textures64": lambda data, rng: of_zip(data / "sets/textures64.zip", parent, rng),
+    "faces64": lambda data, rng: of_zip(data / "sets/faces64.zip", parent, rng),
+    "fashionmnist": lambda data, rng: of_idx(data / "mirror/fashionmnist", rng),
+    "pneumoniamnist": lambda data, rng: of_npz(data / "sets/pneumoniamnist.npz", rng),
+    "orange2lemon32": lambda data, rng: of_zip(
+        data / "sets/orange2lemon32.zip", lambda name: parent(name)[-1], rng
+    ),
+}
+
+
+def foreign(data: Path, name: str, seed: int, like: np.ndarray) -> list[np.ndarray]:
+    """Pictures of other sources, in the size and channels of a picture of the set."""
+    rng = np.random.default_rng([seed, 3])
+    others = [other for other in READERS if other != name]
+    # a texture may well be that of a photograph, and an orange may be in one
+    if seed % 2:
+        others = [others[seed // 2 % len(others)]]
+    sources = [READERS[other](data, np.random.default_rng([seed, 4])).images for other in others]
+    pictures = []
+    for i in range(FAULTS["foreign"]):
+        images = sources[i % len(sources)]
+        picture = Image.fromarray(images[rng.integers(len(images))])
+        picture = picture.convert("L" if like.ndim == 2 else "RGB")
+        pictures.append(np.array(picture.resize(like.shape[1::-1], Image.Resampling.LANCZOS)))
+    return pictures
+
+
+# ---------------------------------------------------------------------------- faults
+
+
+@dataclass
+class Planted:
+    """The files of a set and its faults: rows (file, kind, detail)."""
+
+    folder: Path
+    rng: np.random.Generator
+    files: dict[str, bytes] = field(default_factory=dict)
+    faults: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, kind: str, content: bytes, detail: str = "", ending: str = "png", at: str = "") -> str:
+        """Adds a file under the next name in a random split, and the fault that it is, if any. at: class."""
+        split = "test" if self.rng.random() < TEST_SHARE else "train"
+        name = f"{split}/{at}/{len(self.files):05d}.{ending}"
+        self.files[name] = content
+        if kind:
+            self.faults.append((name, kind, detail))
+        return name
+
+    def write(self) -> None:
+        for name, content in self.files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        with self.folder.with_suffix(".csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("file", "kind", "detail"), *self.faults])
+
+
+def encoded(picture: np.ndarray, kind: str = "PNG", **options: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def moved(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A picture moved by a pixel in one of eight directions; its border is repeated."""
+    y, x = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x][rng.integers(8)]
+    pad = [(1, 1), (1, 1)] + [(0, 0)] * (picture.ndim - 2)
+    height, width = picture.shape[:2]
+    return np.pad(picture, pad, mode="edge")[1 + y : 1 + y + height, 1 + x : 1 + x + width]
+
+
+def plant(data: Path, name: str, folder: Path, seed: int) -> None:
+    """Writes a set with faults."""
+    rng = np.random.default_rng([seed, 1])
+    source = READERS[name](data, np.random.default_rng([seed, 2]))
+    images, classes = source.images, source.classes
+    planted, every = Planted(folder, rng), np.unique(classes)
+    order = rng.permutation(len(images))
+    wrong, copied = order[: FAULTS["label"]], order[FAULTS["label"] :][: FAULTS["copy"]]
+    names = {}
+    for i, picture in enumerate(images):
+        label = classes[i]
+        if i in wrong:
+            label = rng.choice(every[every != label])
+        names[i] = planted.add("label" * (i in wrong), encoded(picture), classes[i], at=label)
+    for k, i in enumerate(copied):
+        kind, picture = COPY_KINDS[k % 3], images[i]
+        if kind == "compressed":
+            quality = int(rng.integers(*JPEG_QUALITIES))
+            content, ending = encoded(picture, "JPEG", quality=quality), "jpg"
+        else:
+            content, ending = encoded(moved(picture, rng) if kind == "moved" else picture[:, ::-1]), "png"
+        planted.add(f"copy {kind}", content, names[i], ending, at=classes[i])
+    for picture in foreign(data, name, seed, images[0]):
+        planted.add("foreign", encoded(picture), at=rng.choice(every))
+    for kind, content, ending in other_faults(images, rng):
+        planted.add(kind, content, ending=ending, at=rng.choice(every))
+    planted.write()
+
+
+def other_faults(images: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, bytes, str]]:
+    """Files that are truncated or empty, and pictures that are blank or of odd sizes."""
+    for _ in range(FAULTS["truncated"]):
+        content = encoded(images[rng.integers(len(images))], "JPEG")
+        yield "truncated", content[: len(content) // 2], "jpg"
+    for _ in range(FAULTS["empty"]):
+        yield "empty", b"", "png"
+    for level in (0, 128, 255)[: FAULTS["blank"]]:
+        yield "blank", encoded(np.full_like(images[0], level)), "png"
+    height, width = images.shape[1:3]
+    for size in ((3 * width, height), (width // 2, height // 2), (4 * width, 4 * height))[: FAULTS["size"]]:
+        picture = Image.fromarray(images[rng.integers(len(images))])
+        yield "size", encoded(np.array(picture.resize(size, Image.Resampling.BICUBIC))), "png"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    verbs = parser.add_subparsers(required=True)
+    make = verbs.add_parser("make")
+    make.add_argument("folder", type=Path)
+    make.add_argument("--data", type=Path, required=True)
+    make.add_argument("--sets", nargs="*", default=list(READERS), choices=list(READERS))
+    make.add_argument("--seed", type=int, default=0)
+    make.set_defaults(do=lambda args: make_sets(args.folder, args.data, args.sets, args.seed))
+    args = parser.parse_args(arguments)
+    args.do(args)
+
+
+def make_sets(folder: Path, data: Path, names: Sequence[str], seed: int) -> None:
+    for name in names:
+        plant(data, name, folder / f"{name}-{seed}", seed)
+
+
+if __name__ == "__main__":
+    main()
