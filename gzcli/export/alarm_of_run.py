@@ -6,8 +6,6 @@ the held-out images, and the p-values are those of the score `local`.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from gzcli.judge.alarm import split_held_out
 from gzcli.judge.local import Maps, fit_run_local
 from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import NOISE_DRAWS, map_of
-from gzcli.metrics.alarms.local import Local, one_of
+from gzcli.metrics.alarms.local import Local
 from gzcli.models.base import flat_defaults, group_options
 from gzcli.store import files
 
@@ -98,48 +96,18 @@ class LocalMap(nn.Module):
         return lambda batch: self.map(batch.x, i).numpy()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.maps(quantise(image, self.levels))
-        both = [localised(each, of) for each, of in zip(maps, self.locals, strict=True)]
-        score, cells = (torch.stack(each).mean(0) for each in zip(*both, strict=True))
-        shown, sides = cells[:, None], image.shape[2:]
+        pairs = list(zip(self.maps(quantise(image, self.levels)), self.locals, strict=True))
+        score = torch.stack([of.cells(maps).amax((1, 2)) for maps, of in pairs]).mean(0)
+        shown = torch.stack([of.shown(maps) for maps, of in pairs]).mean(0)[:, None]
+        sides = image.shape[2:]
         shown = shown if shown.shape[2:] == sides else nn.functional.interpolate(shown, sides)
         return score[:, None], shown[:, 0]
-
-
-def localised(maps: Tensor, of: Local) -> tuple[Tensor, Tensor]:
-    """The largest value of `Local` [N], and its `shown` [N, h, w], for tensors."""
-    rise = ((maps / torch.from_numpy(of.level)).square().mean((1, 2), keepdim=True) + 1e-12).sqrt()
-    middle = float(of.whole[0])
-    top, ratio = strangest(maps, rise, of, of.scales).amax((1, 2)), rise[:, 0, 0] / middle
-    whole = ((torch.maximum(ratio, 1 / ratio) - 1) / float(of.whole[1])).square()
-    above, below = of.signed(1), of.signed(-1)
-    strong = strangest(maps, rise, of, above) if above else None
-    faint = strangest(maps, rise.clamp(max=middle), of, below) if below else None
-    if strong is None or faint is None:
-        return torch.maximum(top, whole), one_of(strong, faint)
-    counts = faint.amax((1, 2), keepdim=True) > strong.amax((1, 2), keepdim=True)
-    return torch.maximum(top, whole), torch.where(counts, torch.maximum(strong, faint), strong)
-
-
-def strangest(maps: Tensor, rise: Tensor, of: Local, scales: Sequence[int]) -> Tensor:
-    """`Local.largest` for tensors."""
-    u = maps / rise if of.relate else maps
-    z, tops = (u - torch.from_numpy(of.mean)) / torch.from_numpy(of.deviation), []
-    for k, shift, unit in zip(of.scales, of.shift, of.unit, strict=True):
-        if k not in scales:
-            continue
-        side, signed = abs(k), z if k > 0 else -z
-        if side > 1:
-            how: dict[str, Any] = {"stride": 1, "padding": side // 2, "count_include_pad": False}
-            signed = nn.functional.avg_pool2d(signed[:, None], side, **how)[:, 0]
-        tops.append((signed - float(shift)) / float(unit))
-    return torch.stack(tops).amax(0)
 
 
 def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     """Writes the alarm of a run into a folder. Returns its line for `gz runs export`."""
     levels = trained.images.levels
-    alarm.check(trained.part.data.fit, "onnxscript")  # which torch's exporter imports
+    alarm.check(trained.part.data.fit)
     if trained.space is not None or levels in (None, 2):
         why = "binary images, whose pixels are drawn" if levels == 2 else "latents"
         raise UsageError(
@@ -161,7 +129,8 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
             usual = fitted.batches(trained, size=AT_ONCE, seed=0)
             net.locals = [fit_run_local(usual, net.draw(i)).local for i in range(max(1, len(net.draws)))]
             images = held_out.images()
-            graph = graph_of(net, torch.from_numpy(images[:1]))
+            # for one image at a time, because some models branch on the number of images
+            graph = alarm.onnx_of(net, torch.from_numpy(images[:1]), None, ["score", "map"])
     except Exception as e:  # maps that search by gradients, and errors of torch's exporters
         why = str(e).strip().partition("\n")[0][:200]
         message = f"torch cannot export the map of `{trained.name}` as a graph: {why}"
@@ -180,21 +149,6 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     spec |= {"run": trained.run.owner.id, "map": name, "draws": len(net.draws)}
     names = alarm.script(folder, spec, len(scores))
     return {"files": names, "map": name, "held_out": len(scores), "draws": len(net.draws)}
-
-
-def graph_of(net: LocalMap, image: Tensor) -> bytes:
-    """The graph for one image at a time, because some models branch on the number of images."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # errors in the exporters' own code
-        program = torch.export.export(net, (image,))
-        how: dict[str, Any] = {"dynamo": True, "verbose": False}
-        how |= {"input_names": ["image"], "output_names": ["score", "map"]}
-        exported = torch.onnx.export(program, (), **how)
-    assert exported is not None  # of `dynamo`
-    graph = exported.model_proto
-    for node in graph.graph.node:
-        node.ClearField("metadata_props")  # stack traces, with the paths of this machine
-    return graph.SerializeToString()
 
 
 def scored(folder: Path, images: np.ndarray) -> np.ndarray:

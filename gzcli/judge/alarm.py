@@ -394,7 +394,7 @@ def maps_by(scoring: Scoring, name: str) -> Callable[[Pick], np.ndarray]:
         batch, maps = trained.encode(batch), []
         for scorer in scorers:
             if name == LOCAL and scorer.local:
-                maps.append(scorer.local.local.shown(scorer.map(batch)))
+                maps.append(scorer.local.local.shown(torch.from_numpy(scorer.map(batch))).numpy())
             else:
                 maps.append(scorer.map(batch, name))
         return {"map": enlarged(np.stack(maps).mean(0), trained.images.shape[1:])}

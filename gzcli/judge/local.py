@@ -34,7 +34,7 @@ class RunLocal:
 
     def score(self, maps: np.ndarray) -> np.ndarray:
         """float64 [B]; larger than every other score if a map is not finite."""
-        tops = self.local(maps).max((1, 2)).astype(np.float64)
+        tops = self.local.tops(maps).astype(np.float64)
         return np.where(np.isfinite(maps).all((1, 2)), tops, np.inf)
 
 

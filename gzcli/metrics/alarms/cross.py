@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from gzcli.metrics import conformal
-from gzcli.metrics.alarms.fitted import Fitted, shared_reductions
+from gzcli.metrics.alarms.fitted import Fitted, sharing, tensor
 
 # up to this number of images, 20 folds give the lower bound; above it, 5 folds
 MAX_FEW_IMAGES, FOLDS_OF_FEW, FOLDS = 180, 20, 5
@@ -28,7 +29,7 @@ USUAL_IMAGES, USUAL_QUANTILE = (
     32,
     0.995,
 )  # held-out images whose maps define the usual value, and its quantile
-AT_ONCE = 64  # images scored together, which the CPU's cache can hold
+AT_ONCE = 16  # images scored together, whose values the CPU's cache can hold
 FitMethod = Callable[[np.ndarray], Fitted]
 
 
@@ -50,8 +51,9 @@ class Calibrated:
         )
 
     def score_some(self, images: np.ndarray) -> np.ndarray:
-        with shared_reductions(images):
-            return np.stack([model.score(images) for model in self.models], 1)
+        x = tensor(images)
+        with torch.inference_mode(), sharing(x):
+            return np.stack([model.scores(x).double().numpy() for model in self.models], 1)
 
     def map(self, images: np.ndarray) -> np.ndarray | None:
         """The mean of the models' maps, float32 [N, H, W]; None without maps."""

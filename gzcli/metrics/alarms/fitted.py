@@ -1,51 +1,62 @@
-"""Fitted methods without training. Each has a score of an image and, in most cases, a map."""
+"""Fitted methods without training. Each has a score of an image and, in most cases, a map. Both are
+computed by torch, so that a method can be exported as a graph."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from gzcli.metrics.alarms.local import Local
+from gzcli.metrics.alarms.state import State, tensor
 
-# the images whose reductions are shared, and these reductions by factor
-SHARED: ContextVar[tuple[Any, dict[int, np.ndarray]]] = ContextVar("SHARED", default=(None, {}))
+T = TypeVar("T")
+# the images whose intermediate values are shared, and these values by key
+SHARED: ContextVar[tuple[Any, dict[Any, Any]]] = ContextVar("SHARED", default=(None, {}))
+REDUCED_AT_ONCE = 256  # images reduced together
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted method. Its fields are its whole state: numbers, arrays, and groups of these. `parameters` are
-    the settings with which it was fitted. Images are uint8 [N, C, H, W] of one shape.
-    """
+@dataclass(eq=False)
+class Fitted(State):
+    """A fitted method, and the settings with which it was fitted. Images are uint8 [N, C, H, W] of one
+    shape."""
 
-    parameters: Mapping[str, Any]
+    exports: ClassVar[bool] = True  # whether a graph can compute it
+    settings: Mapping[str, Any]
 
-    def score(self, images: np.ndarray) -> np.ndarray:
-        """The scores, float64 [N]; higher means more unusual."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The scores and the maps."""
+        return self.scores(images), self.maps(images)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """The scores, float [N]; higher means more unusual. torch can trace them."""
         raise NotImplementedError
 
-    def map(self, images: np.ndarray) -> np.ndarray | None:
+    def maps(self, images: Tensor) -> Tensor | None:
         """The maps, float32 [N, H, W], at the size of the images, higher at more unusual places; None without
         a map."""
         return None
 
-    @cached_property
-    def hash(self) -> str:
-        """A hash of the settings and all arrays."""
-        digest = hashlib.sha256(repr(sorted(self.parameters.items())).encode())
-        for field in fields(self):
-            if field.name != "parameters":
-                _feed(digest, getattr(self, field.name))
-        return digest.hexdigest()[:16]
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """`scores` of an array, float64 [N]."""
+        with torch.inference_mode():
+            return self.scores(tensor(images)).double().numpy()
+
+    def map(self, images: np.ndarray) -> np.ndarray | None:
+        """`maps` of an array."""
+        with torch.inference_mode():
+            maps = self.maps(tensor(images))
+        return None if maps is None else maps.numpy()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Mapped(Fitted):
     """A fitted method whose score is the maximum of a local map. The map has a cell for every `factor` ×
     `factor` pixels of the image."""
@@ -53,28 +64,16 @@ class Mapped(Fitted):
     factor: int
     local: Local
 
-    def raw(self, images: np.ndarray) -> np.ndarray:
+    def raw(self, images: Tensor) -> Tensor:
         """The values float32 [N, h, w] from which the local map is computed."""
         raise NotImplementedError
 
-    def score(self, images: np.ndarray) -> np.ndarray:
-        return self.local(self.raw(images)).max((1, 2)).astype(np.float64)
+    def scores(self, images: Tensor) -> Tensor:
+        return self.local.cells(once(images, self, lambda: self.raw(images))).amax((1, 2))
 
-    def map(self, images: np.ndarray) -> np.ndarray:
-        return enlarged(self.local.shown(self.raw(images)), self.factor, images.shape[2:])
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, np.ndarray):
-        digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
-    elif hasattr(value, "__dataclass_fields__"):
-        for field in fields(value):
-            _feed(digest, getattr(value, field.name))
-    elif isinstance(value, tuple):
-        for each in value:
-            _feed(digest, each)
-    else:
-        digest.update(repr(value).encode())
+    def maps(self, images: Tensor) -> Tensor:
+        raw = once(images, self, lambda: self.raw(images))
+        return enlarged(self.local.shown(raw), self.factor, images.shape[2:])
 
 
 def sides(shape: Sequence[int]) -> list[int]:
@@ -85,8 +84,8 @@ def sides(shape: Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def shared_reductions(images: np.ndarray) -> Iterator[None]:
-    """Within this context, `reduced` computes each reduction of these images once, for all models."""
+def sharing(images: Tensor) -> Iterator[None]:
+    """Within this context, `once` computes each value of these images once, for all models."""
     token = SHARED.set((images, {}))
     try:
         yield
@@ -94,39 +93,37 @@ def shared_reductions(images: np.ndarray) -> Iterator[None]:
         SHARED.reset(token)
 
 
-def reduced(images: np.ndarray, factor: int) -> np.ndarray:
-    """The means of `factor` × `factor` pixels, as by `means`. They are read-only if they are shared."""
-    of, every = SHARED.get()
+def once(images: Tensor, key: Any, make: Callable[[], T]) -> T:
+    """A value that several methods compute from the same images."""
+    of, values = SHARED.get()
     if images is not of:
-        return means(images, factor)
-    if factor not in every:
-        every[factor] = means(images, factor)
-        every[factor].flags.writeable = False
-    return every[factor]
+        return make()
+    if key not in values:
+        values[key] = make()
+    return values[key]
 
 
-def means(images: np.ndarray, factor: int) -> np.ndarray:
+def reduced(images: Tensor, factor: int) -> Tensor:
     """Reduces images uint8 [N, C, H, W] to float32 [N, C, ⌈H / f⌉, ⌈W / f⌉] in [0, 1], by means of f × f
     pixels. At the right and lower edge, the means cover the remaining pixels."""
-    x = np.asarray(images)
-    n, c, height, width = x.shape
-    if factor == 1:
-        return x.astype(np.float32) / 255
-    if height % factor == 0 and width % factor == 0:
-        kind = np.uint16 if factor <= 16 else np.int32
-        rows, cells = (np.zeros((n, c, height // factor, w), kind) for w in (width, width // factor))
-        for i in range(factor):
-            rows += x[:, :, i::factor]
-        for j in range(factor):
-            cells += rows[..., j::factor]
-        return cells.astype(np.float32) / (255 * factor * factor)
-    for axis, side in ((2, height), (3, width)):
-        x = np.add.reduceat(x.astype(np.int32), np.arange(0, side, factor), axis=axis)
-    rows, columns = (np.minimum(factor, side - np.arange(0, side, factor)) for side in (height, width))
-    return (x / (255.0 * np.outer(rows, columns))).astype(np.float32)
+
+    def means() -> Tensor:
+        x = images.float() / 255
+        how: dict[str, Any] = {"ceil_mode": True, "count_include_pad": False}
+        return F.avg_pool2d(x, factor, **how) if factor > 1 else x
+
+    return once(images, ("reduced", factor), means)
 
 
-def enlarged(cells: np.ndarray, factor: int, sides: tuple[int, ...]) -> np.ndarray:
+def reductions(images: np.ndarray, factor: int) -> np.ndarray:
+    """`reduced` for an array of many images."""
+    starts = range(0, max(1, len(images)), REDUCED_AT_ONCE)
+    return np.concatenate([reduced(tensor(images[i : i + REDUCED_AT_ONCE]), factor).numpy() for i in starts])
+
+
+def enlarged(cells: Tensor, factor: int, sides: Sequence[int]) -> Tensor:
     """A map [N, h, w] at the size of the images, with each cell repeated."""
     height, width = sides
-    return cells.repeat(factor, 1).repeat(factor, 2)[:, :height, :width]
+    if factor > 1:
+        cells = F.interpolate(cells[:, None], scale_factor=float(factor), mode="nearest")[:, 0]
+    return cells[:, :height, :width]

@@ -29,6 +29,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gzcli.metrics.alarms.state import State
 
 LOCAL_SIDES = (1, 3, 5)  # sides of the squares over which maps are averaged
 # the quantile of good images, and the multiple of it that counts as a quantile of places
@@ -38,47 +43,54 @@ SHRINK = 8.0  # weight, in images, of the deviation over all places in that of e
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Local:
-    level: np.ndarray  # μ of m / μ, float32 [h, w]
+@dataclass(eq=False)
+class Local(State):
+    level: Tensor  # μ of m / μ, float32 [h, w]
     relate: bool  # whether maps are relative
-    mean: np.ndarray  # μ of u, float32 [h, w]
-    deviation: np.ndarray  # σ, float32 [h, w]
+    mean: Tensor  # μ of u, float32 [h, w]
+    deviation: Tensor  # σ, float32 [h, w]
     scales: tuple[int, ...]  # k, odd; negative if values that are too low count
-    shift: np.ndarray  # a of s_k, float32 [scales]
-    unit: np.ndarray  # b of s_k, float32 [scales]
-    whole: np.ndarray  # a, and 3 q / √t, float32 [2]
+    shift: Tensor  # a of s_k, float32 [scales]
+    unit: Tensor  # b of s_k, float32 [scales]
+    whole: Tensor  # a, and 3 q / √t, float32 [2]
 
-    def __call__(self, maps: np.ndarray) -> np.ndarray:
+    def cells(self, maps: Tensor) -> Tensor:
         """The largest s_k at each place, float32, for maps [N, h, w]. If the largest of all is below s_0, the
         difference is added everywhere."""
-        ratio = rise(maps, self.level)
+        ratio = self.rise(maps)
         top = self.largest(maps, ratio, self.scales)
-        whole = np.square(departure(ratio / self.whole[0]) / self.whole[1])
-        return top + np.maximum(0, whole - top.max((1, 2)))[:, None, None]
+        whole = (departure(ratio / self.whole[0]) / self.whole[1]).square()
+        return top + (whole - top.amax((1, 2), keepdim=True)).clamp(min=0)
 
-    def largest(self, maps: np.ndarray, ratio: np.ndarray, scales: Sequence[int]) -> np.ndarray:
-        """The largest s_k of each place among these scales; ratio: ℓ, [N]."""
-        u = maps / ratio[:, None, None] if self.relate else maps
+    def tops(self, maps: np.ndarray) -> np.ndarray:
+        """The largest of `cells` of each image, float32 [N], for an array."""
+        return self.cells(torch.from_numpy(maps)).amax((1, 2)).numpy()
+
+    def rise(self, maps: Tensor) -> Tensor:
+        """ℓ for maps [N, h, w], float32 [N, 1, 1]."""
+        return rise(maps, self.level)
+
+    def largest(self, maps: Tensor, ratio: Tensor, scales: Sequence[int]) -> Tensor:
+        """The largest s_k of each place among these scales; ratio: ℓ, [N, 1, 1]."""
+        u = maps / ratio if self.relate else maps
         z = (u - self.mean) / self.deviation
-        standard = {k: each for k, *each in zip(self.scales, self.shift, self.unit, strict=True)}
-        top = np.full(z.shape, -np.inf, np.float32)
-        for k in scales:
-            shift, unit = standard[k]
-            top = np.maximum(top, (smooth(z if k > 0 else -z, abs(k)) - shift) / unit)
-        return top
+        tops = []
+        for i, k in enumerate(self.scales):
+            if k in scales:
+                tops.append((smooth(z if k > 0 else -z, abs(k)) - self.shift[i]) / self.unit[i])
+        return torch.stack(tops).amax(0) if len(tops) > 1 else tops[0]
 
-    def shown(self, maps: np.ndarray) -> np.ndarray:
+    def shown(self, maps: Tensor) -> Tensor:
         """The map for people, float32 [N, h, w] of maps [N, h, w]."""
         return decisive(*self.strong_and_faint(maps))
 
-    def strong_and_faint(self, maps: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def strong_and_faint(self, maps: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The largest s_k of each place among the scales for places that are too strong, and among those for
         places that are too faint. The latter use the mean ℓ of good images if ℓ is larger."""
-        ratio, strong, faint = rise(maps, self.level), self.signed(1), self.signed(-1)
+        ratio, strong, faint = self.rise(maps), self.signed(1), self.signed(-1)
         return (
             self.largest(maps, ratio, strong) if strong else None,
-            self.largest(maps, np.minimum(ratio, self.whole[0]), faint) if faint else None,
+            self.largest(maps, torch.minimum(ratio, self.whole[0]), faint) if faint else None,
         )
 
     def signed(self, sign: int) -> tuple[int, ...]:
@@ -86,12 +98,12 @@ class Local:
         return tuple(k for k in self.scales if k * sign > 0)
 
 
-def decisive(strong: np.ndarray | None, faint: np.ndarray | None) -> np.ndarray:
+def decisive(strong: Tensor | None, faint: Tensor | None) -> Tensor:
     """The map [N, h, w] of both. Places that are too faint count if one is the most unusual of its image."""
     if strong is None or faint is None:
         return one_of(strong, faint)
-    counts = faint.max((1, 2)) > strong.max((1, 2))
-    return np.where(counts[:, None, None], np.maximum(strong, faint), strong)
+    counts = faint.amax((1, 2), keepdim=True) > strong.amax((1, 2), keepdim=True)
+    return torch.where(counts, torch.maximum(strong, faint), strong)
 
 
 def one_of(strong: T | None, faint: T | None) -> T:
@@ -110,46 +122,49 @@ def fit_local(
     even: whether all places share one mean and deviation. If edges are at other places in each image, the
       statistics of a place would hide what is unusual at an edge.
     """
-    maps = np.asarray(maps, np.float32)
-    level = maps.mean(0)
-    level = level + np.float32(MEAN_SHARE * level.mean() + 1e-12)
-    ratio = rise(maps, level)
-    u = maps / ratio[:, None, None] if relate else maps
-    n, mean, variance = len(u), u.mean(0), u.var(0)
-    pooled = float(variance.mean())
-    deviation = np.sqrt((n * variance + SHRINK * pooled) / (n + SHRINK)) if pooled else np.ones_like(mean)
+    x = torch.from_numpy(np.ascontiguousarray(maps, np.float32))
+    level = x.mean(0)
+    level = level + MEAN_SHARE * level.mean() + 1e-12
+    ratio = rise(x, level)
+    u = x / ratio if relate else x
+    n, mean, variance = len(u), u.mean(0), u.var(0, correction=0)
+    pooled = variance.mean()
+    deviation = ((n * variance + SHRINK * pooled) / (n + SHRINK)).sqrt() if pooled else torch.ones_like(mean)
     if even:
-        mean, deviation = np.full_like(mean, u.mean()), np.full_like(mean, max(float(u.std()), 1e-12))
+        mean = u.mean().expand_as(mean).clone()
+        deviation = u.std(correction=0).clamp(min=1e-12).expand_as(mean).clone()
     z = (u - mean) / deviation
-    tops = np.stack([smooth(z if k > 0 else -z, abs(k)).max((1, 2)) for k in scales])
+    tops = torch.stack([smooth(z if k > 0 else -z, abs(k)).amax((1, 2)) for k in scales]).numpy()
     shift, unit = tops.mean(1), np.maximum(tops.std(1), 1e-3)
     usual = float(np.quantile(((tops - shift[:, None]) / unit[:, None]).max(0), RARE_QUANTILE))
-    middle = ratio.mean()
-    rare = max(float(np.quantile(departure(ratio / middle), RARE_QUANTILE)), 1e-3)
+    middle = float(ratio.mean())
+    rare = max(float(np.quantile(departure(ratio / middle).numpy(), RARE_QUANTILE)), 1e-3)
     whole = np.array([middle, BEYOND * rare / max(usual, 1) ** 0.5], np.float32)
-    return Local(level, relate, mean, deviation.astype(np.float32), tuple(scales), shift, unit, whole)
+    shifts, units, wholes = (torch.from_numpy(each) for each in (shift, unit, whole))
+    return Local(level, relate, mean, deviation, tuple(scales), shifts, units, wholes)
 
 
-def rise(maps: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """ℓ for maps [N, h, w], float32 [N]."""
-    return np.sqrt(np.square(maps / level).mean((1, 2)) + np.float32(1e-12))
+def rise(maps: Tensor, level: Tensor) -> Tensor:
+    """ℓ for maps [N, h, w], by the mean level μ of good ones, float32 [N, 1, 1]."""
+    return ((maps / level).square().mean((1, 2), keepdim=True) + 1e-12).sqrt()
 
 
-def departure(share: np.ndarray) -> np.ndarray:
+def departure(share: Tensor) -> Tensor:
     """u_0 for ℓ / a."""
-    return np.maximum(share, 1 / share) - 1
+    return torch.maximum(share, 1 / share) - 1
 
 
-def smooth(maps: np.ndarray, k: int) -> np.ndarray:
+def smooth(maps: Tensor, k: int) -> Tensor:
     """The mean over the k × k places around each one, float32. At an edge, only existing places are
     averaged."""
-    from scipy.ndimage import uniform_filter1d
-
-    maps = np.asarray(maps, np.float32)
     if k == 1:
         return maps
     for axis in (1, 2):
-        inside = uniform_filter1d(np.ones(maps.shape[axis], np.float32), k, mode="constant")
-        maps = uniform_filter1d(maps, k, axis=axis, mode="constant")
-        maps = maps / (inside[:, None] if axis == 1 else inside)
+        # sums of slices cost a tenth of pooling; `pad` counts from the last axis
+        n, beyond = maps.shape[axis], F.pad(maps, ((0, 0) if axis == 1 else ()) + (k // 2, k // 2))
+        total = beyond.narrow(axis, 0, n).clone()
+        for i in range(1, k):
+            total += beyond.narrow(axis, i, n)
+        inside = np.convolve(np.ones(n), np.ones(k))[k // 2 : k // 2 + n].astype(np.float32)
+        maps = total / torch.from_numpy(inside)[(slice(None),) + (None,) * (2 - axis)]
     return maps

@@ -64,10 +64,14 @@ METHODS: dict[str, Method] = {
         local=True,
     ),
     "patchcore": Method(
-        "like `knn_patch`, with features of EfficientNet-Lite0 (`gzcli[features]`)",
+        "the place that is farthest from good ones in features of EfficientNet-Lite0",
         "patches.fit_patchcore",
         mapped=True,
         local=True,
+    ),
+    "knn_features": Method(
+        "the distance to the fifth nearest good image, in features of EfficientNet-Lite0",
+        "whole.fit_knn_features",
     ),
     "pca": Method("the mean residual of a PCA", "pca.fit_pca", mapped=True, reduces=True),
     "knn_pixels": Method("the distance to the fifth nearest good image, in pixels", "whole.fit_knn_pixels"),

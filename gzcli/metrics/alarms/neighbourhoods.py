@@ -14,10 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gzcli.metrics.alarms.local import SHRINK, fit_local
 from gzcli.metrics.alarms.patches import patches_of, projected_on
-from gzcli.metrics.alarms.pca import Components, PcaLocal, moved, with_moved
+from gzcli.metrics.alarms.pca import Components, PcaLocal, moved, strength, with_moved
+from gzcli.metrics.alarms.state import State
 
 NEIGHBOURHOOD_CELLS = 3  # side of a neighbourhood, in cells
 COMPONENT_SHARE = 0.4  # share of the components that are used
@@ -26,21 +29,17 @@ AT_ONCE = 32  # images whose neighbourhoods are computed together
 MIN_DIVISOR_SHARE = 0.05  # least divisor, as a share of a squared distance (see `fit_whitened`)
 
 
-@dataclass(frozen=True)
-class Whitened:
-    rows: np.ndarray  # U, float32 [D, C · p · p]
-    mean: np.ndarray  # float32 [D, h, w]
-    deviation: np.ndarray  # σ, float32 [D, h, w]
+@dataclass(eq=False)
+class Whitened(State):
+    rows: Tensor  # U, float32 [D, C · p · p]
+    mean: Tensor  # float32 [D, h, w]
+    deviation: Tensor  # σ, float32 [D, h, w]
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def distance(self, x: Tensor) -> Tensor:
         """m for residuals float32 [N, C, h, w]: float32 [N, h, w]."""
-        out = np.empty((len(x), *self.mean.shape[1:]), np.float32)
-        for i in range(0, len(x), AT_ONCE):
-            y = coordinates(x[i : i + AT_ONCE], self.rows)
-            y -= self.mean
-            y /= self.deviation
-            np.square(y, out=y).mean(1, out=out[i : i + AT_ONCE])
-        return np.sqrt(out)
+        y = coordinates(x, self.rows)
+        # in place, because new memory of this size costs ten times as much as the arithmetic
+        return strength(y.sub_(self.mean).div_(self.deviation))
 
 
 def covariance(x: np.ndarray) -> np.ndarray:
@@ -51,20 +50,22 @@ def covariance(x: np.ndarray) -> np.ndarray:
     return (x @ x.transpose(0, 2, 1)).sum(0, dtype=np.float64) / (n * h * w - 1)
 
 
-def coordinates(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def coordinates(x: Tensor, rows: Tensor) -> Tensor:
     """U v for residuals [N, C, h, w]: float32 [N, D, h, w]."""
-    return projected_on(rows, patches_of(x, NEIGHBOURHOOD_CELLS, 1))
+    return projected_on(rows, x, NEIGHBOURHOOD_CELLS)
 
 
 def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
     """A `Whitened` fitted to residuals float32 [N, C, h, w] of good images, and the maps of these images as
     if each had been left out of the fit. Without y_i, the variance of n values is (1 − y_i² / n σ²) times
     that with it."""
-    _, vectors = np.linalg.eigh(covariance(patches_of(x[:: max(1, len(x) // 64)], NEIGHBOURHOOD_CELLS, 1)))
+    some = torch.from_numpy(x[:: max(1, len(x) // 64)])
+    _, vectors = np.linalg.eigh(covariance(patches_of(some, NEIGHBOURHOOD_CELLS, 1).numpy()))
     rows = np.ascontiguousarray(vectors.T.astype(np.float32))
     y = np.empty((len(x), len(rows), *x.shape[2:]), np.float32)
     for i in range(0, len(x), AT_ONCE):
-        y[i : i + AT_ONCE] = coordinates(x[i : i + AT_ONCE], rows)
+        some = torch.from_numpy(x[i : i + AT_ONCE])
+        y[i : i + AT_ONCE] = coordinates(some, torch.from_numpy(rows)).numpy()
     mean = y.mean(0)
     y -= mean
     variance = np.einsum("ndhw,ndhw->dhw", y, y) / len(y)
@@ -75,15 +76,16 @@ def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
     for i, each in enumerate(y):
         z = np.square(each) / variance
         squares[i] = (z / np.maximum(1 - z / n, MIN_DIVISOR_SHARE)).mean(0)
-    return Whitened(rows, mean, np.sqrt(variance).astype(np.float32)), np.sqrt(squares)
+    arrays = (torch.from_numpy(each) for each in (rows, mean, np.sqrt(variance).astype(np.float32)))
+    return Whitened(*arrays), np.sqrt(squares)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PcaPatch(PcaLocal):
     whitened: Whitened
 
-    def of_residual(self, residual: np.ndarray) -> np.ndarray:
-        return self.whitened(residual)
+    def raw(self, images: Tensor) -> Tensor:
+        return self.whitened.distance(self.residual(images))
 
 
 def fit_pca_patch(images: np.ndarray, *, factor: int = 1) -> PcaPatch:

@@ -1,9 +1,10 @@
 """The distance of each patch of an image to the nearest one in a memory of patches of good images (PatchCore:
-Roth et al. 2022, arXiv:2106.08265). `patchcore` uses features of a network, `knn_patch` raw patches. A patch
-is p × p cells of all channels, or the features of a place. It is reduced to its first principal components,
-and its place times a weight is appended. With a weight, a patch is compared with patches of its
-neighbourhood; without one, with those of all places, as suits a texture. The memory is a greedy coreset: the
-next patch is always the one that is farthest from those chosen before.
+Roth et al. 2022, arXiv:2106.08265). The memory is a greedy coreset: the next patch is always the one that is
+farthest from those chosen before.
+
+`knn_patch` uses p × p cells of all channels, reduced to their first principal components, with the place
+times a weight. With a weight, a patch is compared with patches of its neighbourhood; without one, with those
+of all places, as suits a texture. `patchcore` uses the features of a network without their place.
 """
 
 from __future__ import annotations
@@ -12,75 +13,100 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from gzcli.metrics.alarms.features import cell_of, features
-from gzcli.metrics.alarms.fitted import Mapped, reduced
+from gzcli.metrics.alarms.features import features, remembered_features
+from gzcli.metrics.alarms.fitted import Fitted, Mapped, once, reduced, reductions
 from gzcli.metrics.alarms.local import LOCAL_SIDES, fit_local
 from gzcli.metrics.alarms.pca import parts_of
+from gzcli.metrics.alarms.state import State
 
-PATCH_COMPONENTS, OF_FEATURES = 16, 64  # principal components of a patch, and of the features at a place
+PATCH_COMPONENTS = 16  # principal components of a patch
 PATCH_STRIDE = 2  # cells from one patch to the next
-MEMORY_PATCHES = 1200  # patches in the memory
+MEMORY_PATCHES, FEATURE_PATCHES = 1200, 1000  # patches in the memory, raw or of features
 CANDIDATES = 16_000  # patches from which the memory is chosen
-AT_ONCE = 512  # patches compared together; their distances fit in the CPU's cache
+PATCHES_AT_ONCE = 512  # patches compared together
 MAX_USUAL_IMAGES = 120  # most good images whose maps define the usual value
 
 
-@dataclass(frozen=True)
-class Embedding:
+@dataclass(eq=False)
+class Embedding(State):
     """The embedding of a patch: its projection by a convolution, and its position."""
 
     side: int  # side of a patch, in cells
-    mean: np.ndarray  # float32 [C · p · p]
-    rows: np.ndarray  # float32 [dimensions, C · p · p], orthonormal
+    mean: Tensor  # float32 [C · p · p]
+    rows: Tensor  # float32 [dimensions, C · p · p], orthonormal
     weight: float  # weight of the place, whose coordinates are shares of the sides
     stride: int = PATCH_STRIDE
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def of(self, x: Tensor) -> Tensor:
         """The embedding float32 [N, h, w, dimensions + 2] of images float32 [N, C, H, W]."""
-        patches = patches_of(x, self.side, self.stride)
-        n, _, h, w = patches.shape
-        projected = projected_on(self.rows, patches) - (self.rows @ self.mean)[:, None, None]
-        y, x = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
-        places = np.broadcast_to(np.stack([y, x], -1).astype(np.float32) * self.weight, (n, h, w, 2))
-        return np.concatenate([np.moveaxis(projected, 1, -1), places], -1, dtype=np.float32)
+        shift = (self.rows @ self.mean)[:, None, None]
+        projected = projected_on(self.rows, x, self.side, self.stride) - shift
+        h, w = projected.shape[2:]
+        places = np.stack(np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")) * self.weight
+        far = torch.from_numpy(places.astype(np.float32)).expand(projected.shape[0], -1, -1, -1)
+        return torch.cat([projected, far], 1).permute(0, 2, 3, 1)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """`of` an array."""
+        return np.ascontiguousarray(self.of(torch.from_numpy(x)).numpy())
 
 
-def patches_of(x: np.ndarray, side: int, stride: int = PATCH_STRIDE) -> np.ndarray:
-    """The patches of float32 [N, C, H, W] around every `stride`-th cell, [N, C · p · p, h, w]. Edge cells are
-    repeated beyond the edge."""
+def beyond_edge(x: Tensor, side: int) -> Tensor:
+    """[N, C, H, W] with edge cells repeated, so that a patch of this side exists around each cell."""
     before, after = side // 2, side - 1 - side // 2
-    x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)), mode="edge")
-    view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (2, 3))[:, :, ::stride, ::stride]
-    n, c, h, w, _, _ = view.shape
-    # rows of a plane are copied whole, which is several times faster than patch by patch
-    return view.transpose(0, 1, 4, 5, 2, 3).reshape(n, c * side * side, h, w)
+    return F.pad(x, (before, after, before, after), mode="replicate")
 
 
-def projected_on(rows: np.ndarray, patches: np.ndarray) -> np.ndarray:
-    """The products of rows [K, D] with patches [N, D, h, w], [N, K, h, w]."""
-    n, d, h, w = patches.shape
-    return (rows @ patches.reshape(n, d, h * w)).reshape(n, len(rows), h, w)
+def patches_of(x: Tensor, side: int, stride: int = PATCH_STRIDE) -> Tensor:
+    """The patches of float32 [N, C, H, W] around every `stride`-th cell, [N, C · p · p, h, w]."""
+    h, w = (-(-length // stride) for length in x.shape[2:])
+    return F.unfold(beyond_edge(x, side), side, stride=stride).unflatten(2, (h, w))
 
 
-@dataclass(frozen=True)
+def projected_on(rows: Tensor, x: Tensor, side: int, stride: int = 1) -> Tensor:
+    """The products [N, K, h, w] of rows [K, C · p · p] with `patches_of` x."""
+    return F.conv2d(beyond_edge(x, side), rows.unflatten(1, (x.shape[1], side, side)), stride=stride)
+
+
+@dataclass(eq=False)
 class KnnPatch(Mapped):
     cell: int  # side of an embedded cell in pixels of the image
     embedding: Embedding
-    memory: np.ndarray  # float32 [M, dimensions + 2]
+    memory: Tensor  # float32 [M, dimensions + 2]
 
-    def seen(self, images: np.ndarray) -> np.ndarray:
+    def seen(self, images: Tensor) -> Tensor:
         """The values to embed, float32 [N, C, h, w]."""
         return reduced(images, self.cell)
 
-    def raw(self, images: np.ndarray) -> np.ndarray:
-        return distances(self.embedding(self.seen(images)), self.memory)
+    def raw(self, images: Tensor) -> Tensor:
+        return distance(self.embedding.of(self.seen(images)), self.memory)
 
 
-@dataclass(frozen=True)
-class PatchCore(KnnPatch):
-    def seen(self, images: np.ndarray) -> np.ndarray:
-        return features(images, self.cell)
+@dataclass(eq=False)
+class PatchCore(Fitted):
+    """Places are compared by all their features, so that what turns or moves is compared with itself. The
+    score is the largest distance (Roth et al. 2022, eq. 6)."""
+
+    memory: Tensor  # float32 [M, D]
+
+    def cells(self, images: Tensor) -> Tensor:
+        """The distance of each place, float32 [N, h, w]."""
+
+        def make() -> Tensor:
+            return distance(features(images)[0].permute(0, 2, 3, 1), self.memory)
+
+        return once(images, self, make)
+
+    def scores(self, images: Tensor) -> Tensor:
+        return self.cells(images).amax((1, 2))
+
+    def maps(self, images: Tensor) -> Tensor:
+        sides = list(images.shape[2:])
+        return F.interpolate(self.cells(images)[:, None], sides, mode="bilinear", align_corners=False)[:, 0]
 
 
 def fit_knn_patch(
@@ -95,32 +121,20 @@ def fit_knn_patch(
 ) -> KnnPatch:
     """Fits `knn_patch`. Each of a few parts of the images has its own memory. The usual distances are those
     of each part to the memories of the others."""
-    x = reduced(images, factor)
+    x = reductions(images, factor)
     embedding = embed(x, side, weight)
     memory, usual = remembered(embedding(x))
-    parameters = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
-    parameters |= {"relative": relate, "even": even}
+    settings = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
+    settings |= {"relative": relate, "even": even}
     local = fit_local(usual, scales, relate=relate, even=even)
-    return KnnPatch(parameters, factor * PATCH_STRIDE, local, factor, embedding, memory)
+    return KnnPatch(settings, factor * PATCH_STRIDE, local, factor, embedding, torch.from_numpy(memory))
 
 
-def fit_patchcore(
-    images: np.ndarray,
-    *,
-    weight: float = 0.0,
-    scales: Sequence[int] = LOCAL_SIDES,
-    relate: bool = False,
-    even: bool = False,
-) -> PatchCore:
+def fit_patchcore(images: np.ndarray) -> PatchCore:
     """Fits `patchcore`. Raises MissingError if the weights of the network are missing."""
-    cell = cell_of(images.shape[1:])
-    x = features(images, cell)
-    embedding = embed(x, 1, weight, stride=1, dimensions=OF_FEATURES)
-    memory, usual = remembered(embedding(x))
-    parameters = {"cell": cell, "weight": weight, "scales": tuple(scales)}
-    parameters |= {"relative": relate, "even": even}
-    local = fit_local(usual, scales, relate=relate, even=even)
-    return PatchCore(parameters, cell, local, cell, embedding, memory)
+    embedded = remembered_features(images)[0].permute(0, 2, 3, 1).numpy()
+    memory = coreset(embedded, FEATURE_PATCHES, CANDIDATES)
+    return PatchCore({"memory": len(memory)}, torch.from_numpy(memory))
 
 
 def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,26 +148,29 @@ def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(memories), np.concatenate(usual)
 
 
-def embed(
-    x: np.ndarray, side: int, weight: float, *, stride: int = PATCH_STRIDE, dimensions: int = PATCH_COMPONENTS
-) -> Embedding:
+def embed(x: np.ndarray, side: int, weight: float) -> Embedding:
     """The embedding of patches of good images. With a weight of 1, the side of the image is as long as ten
     standard deviations of the patches' largest component."""
-    some = patches_of(x[:: max(1, len(x) // 64)], side, stride)
-    flat = np.moveaxis(some, 1, -1).reshape(-1, some.shape[1])
+    some = patches_of(torch.from_numpy(x[:: max(1, len(x) // 64)]), side)
+    flat = np.moveaxis(some.numpy(), 1, -1).reshape(-1, some.shape[1])
     flat = flat[:: max(1, len(flat) // 8000)]
     mean = flat.mean(0)
     values, vectors = np.linalg.eigh(((flat - mean).T @ (flat - mean) / len(flat)).astype(np.float64))
-    rows = np.ascontiguousarray(vectors[:, ::-1][:, :dimensions].T.astype(np.float32))
-    return Embedding(side, mean, rows, float(weight * 10 * np.sqrt(max(values[-1], 1e-12))), stride)
+    rows = np.ascontiguousarray(vectors[:, ::-1][:, :PATCH_COMPONENTS].T.astype(np.float32))
+    return Embedding(
+        side,
+        torch.from_numpy(mean),
+        torch.from_numpy(rows),
+        float(weight * 10 * np.sqrt(max(values[-1], 1e-12))),
+    )
 
 
-def coreset(embedded: np.ndarray, size: int) -> np.ndarray:
-    """A greedy coreset [M, D] of at most `size` of the patches [n, h, w, D]."""
+def coreset(embedded: np.ndarray, size: int, candidates: int = CANDIDATES // 4) -> np.ndarray:
+    """A greedy coreset [M, D] of at most `size` of the patches [n, h, w, D], chosen from so many of them."""
     patches = embedded.reshape(-1, embedded.shape[-1])
     rng = np.random.default_rng(0)
-    if len(patches) > CANDIDATES // 4:
-        patches = patches[np.sort(rng.choice(len(patches), CANDIDATES // 4, replace=False))]
+    if len(patches) > candidates:
+        patches = patches[np.sort(rng.choice(len(patches), candidates, replace=False))]
     if len(patches) <= size:
         return patches
     squares = np.square(patches).sum(1)
@@ -167,14 +184,18 @@ def coreset(embedded: np.ndarray, size: int) -> np.ndarray:
 
 
 def distances(embedded: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """`distance` of an array."""
+    return distance(torch.from_numpy(embedded), torch.from_numpy(memory)).numpy()
+
+
+def distance(embedded: Tensor, memory: Tensor) -> Tensor:
     """The distance of each patch [N, h, w, D] to the nearest one of the memory [M, D], float32 [N, h, w]."""
     n, h, w, d = embedded.shape
-    flat, out = embedded.reshape(-1, d), np.empty(n * h * w, np.float32)
-    longer = np.concatenate([flat, np.ones((len(flat), 1), np.float32)], 1)
-    # |m|² − 2 x · m as one product, of (x, 1) and (−2 m, |m|²)
-    factors = np.concatenate([-2 * memory, np.square(memory).sum(1, keepdims=True)], 1).T
-    for i in range(0, len(flat), AT_ONCE):
-        some = flat[i : i + AT_ONCE]
-        nearest = (longer[i : i + AT_ONCE] @ factors).min(1)
-        out[i : i + AT_ONCE] = np.sqrt((np.square(some).sum(1) + nearest).clip(0))
-    return out.reshape(n, h, w)
+    flat = embedded.reshape(-1, d)
+    # the distances of some patches fit in the CPU's cache; a graph does not know the number of its patches
+    parts = (flat,) if torch.compiler.is_exporting() else flat.split(PATCHES_AT_ONCE)
+    factors, squares = -2 * memory.mT, memory.square().sum(1)
+    # |m|² − 2 x · m is least at the nearest m; its sum with |x|² would have too few digits
+    nearest = (memory[(part @ factors + squares).argmin(1)] for part in parts)
+    least = [(part - of).square().sum(1) for part, of in zip(parts, nearest, strict=True)]
+    return torch.cat(least).sqrt().view(n, h, w)

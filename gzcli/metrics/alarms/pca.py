@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced
+from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, once, reduced, reductions
 from gzcli.metrics.alarms.local import LOCAL_SIDES, fit_local
+from gzcli.metrics.alarms.state import State, tensor
 
 COMPONENTS = 60  # of `pca`
 MAX_COMPONENTS = 300  # components of `pca_local`, if there are that many images
@@ -28,22 +31,43 @@ PIXEL_STEP_SIDE = 96  # copies of an image with this side are moved by one pixel
 AROUND = tuple(step for step in product((-1, 0, 1), repeat=2) if any(step))
 
 
-@dataclass(frozen=True)
-class Components:
-    mean: np.ndarray  # float32 [D]
-    rows: np.ndarray  # float32 [components, D], orthonormal, in descending order of variance
+@dataclass(eq=False)
+class Components(State):
+    mean: Tensor  # float32 [D]
+    rows: Tensor  # float32 [components, D], orthonormal, in descending order of variance
 
     def first(self, k: int) -> Components:
         return replace(self, rows=self.rows[:k])
 
-    def residual(self, x: np.ndarray) -> np.ndarray:
+    def residual(self, x: Tensor) -> Tensor:
         """The residual of images float32 [N, C, h, w] without their components, in the same shape."""
-        flat = x.reshape(len(x), -1) - self.mean
-        return (flat - (flat @ self.rows.T) @ self.rows).reshape(x.shape)
+        flat = x.flatten(1) - self.mean
+        return (flat - self.combined(self.within(flat))).unflatten(1, x.shape[1:])
 
-    def coordinates(self, x: np.ndarray) -> np.ndarray:
+    def coordinates(self, x: Tensor) -> Tensor:
         """Images float32 [N, C, h, w] in these components, [N, components]."""
-        return (x.reshape(len(x), -1) - self.mean) @ self.rows.T
+        return self.within(x.flatten(1) - self.mean)
+
+    def within(self, centred: Tensor) -> Tensor:
+        """The coordinates [N, components] of centred images [N, D]."""
+        return centred @ self.rows.mT
+
+    def combined(self, coordinates: Tensor) -> Tensor:
+        """The centred images [N, D] with these coordinates."""
+        return coordinates @ self.rows
+
+
+@dataclass(eq=False)
+class Combinations(Components):
+    """Components whose rows [components, k] are in the coordinates of a basis that several models share."""
+
+    basis: Tensor  # float32 [k, D], orthonormal
+
+    def within(self, centred: Tensor) -> Tensor:
+        return (centred @ self.basis.mT) @ self.rows.mT
+
+    def combined(self, coordinates: Tensor) -> Tensor:
+        return (coordinates @ self.rows) @ self.basis
 
 
 def moved(images: np.ndarray) -> np.ndarray:
@@ -75,13 +99,14 @@ def components(x: np.ndarray, most: int, products: np.ndarray | None = None) -> 
         values, vectors = largest(products_of(flat) if products is None else products, most)
         if values[-1] > EVEN * values[0]:
             # u_i X / √λ_i, orthonormal up to the rounding of X Xᵀ, which is at most about 1e-7 λ_1 / λ_k
-            return Components(mean, (vectors / np.sqrt(values)).astype(np.float32).T @ flat)
+            rows = (vectors / np.sqrt(values)).astype(np.float32).T @ flat
+            return Components(tensor(mean), tensor(rows))
         rows = np.linalg.qr((vectors.astype(np.float32).T @ flat).T)[0].T
         keep = values > 1e-9 * max(values[0], 1e-30)
-        return Components(mean, np.ascontiguousarray(rows[keep]))
+        return Components(tensor(mean), tensor(rows[keep]))
     exact = flat.astype(np.float64)
     vectors = largest(exact.T @ exact, most)[1]
-    return Components(mean, np.ascontiguousarray(vectors.T.astype(np.float32)))
+    return Components(tensor(mean), tensor(vectors.T.astype(np.float32)))
 
 
 def products_of(centred: np.ndarray) -> np.ndarray:
@@ -107,45 +132,50 @@ def count_of(share: float, x: np.ndarray) -> int:
     return max(1, round(share * min(MAX_COMPONENTS, len(x) - 1, x[0].size)))
 
 
-def strength(residual: np.ndarray) -> np.ndarray:
+def strength(residual: Tensor) -> Tensor:
     """The root mean square over the channels, [N, h, w]."""
-    if residual.shape[1] == 1:
-        return np.abs(residual[:, 0])
-    return np.sqrt(np.square(residual).mean(1))
+    channels = residual.shape[1]
+    return (
+        residual[:, 0].abs() if channels == 1 else torch.linalg.vector_norm(residual, dim=1) / channels**0.5
+    )
 
 
-@dataclass(frozen=True)
+def strengths(residual: np.ndarray) -> np.ndarray:
+    """`strength` of an array."""
+    return strength(torch.from_numpy(residual)).numpy()
+
+
+@dataclass(eq=False)
 class Pca(Fitted):
     factor: int
     components: Components
 
-    def score(self, images: np.ndarray) -> np.ndarray:
-        residual = self.components.residual(reduced(images, self.factor))
-        return np.square(residual, dtype=np.float64).mean((1, 2, 3))
+    def residual(self, images: Tensor) -> Tensor:
+        return once(images, (self, "residual"), lambda: self.components.residual(reduced(images, self.factor)))
 
-    def map(self, images: np.ndarray) -> np.ndarray:
-        cells = strength(self.components.residual(reduced(images, self.factor)))
-        return enlarged(cells, self.factor, images.shape[2:])
+    def scores(self, images: Tensor) -> Tensor:
+        return self.residual(images).square().mean((1, 2, 3))
+
+    def maps(self, images: Tensor) -> Tensor:
+        return enlarged(strength(self.residual(images)), self.factor, images.shape[2:])
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PcaLocal(Mapped):
     components: Components
 
-    def raw(self, images: np.ndarray) -> np.ndarray:
-        return self.of_residual(self.residual(images))
+    def raw(self, images: Tensor) -> Tensor:
+        return strength(self.residual(images))
 
-    def residual(self, images: np.ndarray) -> np.ndarray:
-        return self.components.residual(reduced(images, self.factor))
-
-    def of_residual(self, residual: np.ndarray) -> np.ndarray:
-        """The raw values of images with this residual."""
-        return strength(residual)
+    def residual(self, images: Tensor) -> Tensor:
+        """The residual of reduced images, which methods with the same components share."""
+        key = id(self.components.rows), self.factor
+        return once(images, key, lambda: self.components.residual(reduced(images, self.factor)))
 
 
 def fit_pca(images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS) -> Pca:
     """Fits `pca` to good images uint8 [N, C, H, W]. k: number of components."""
-    basis = components(reduced(images, factor), k)
+    basis = components(reductions(images, factor), k)
     return Pca({"factor": factor, "components": len(basis.rows)}, factor, basis)
 
 
@@ -163,16 +193,16 @@ def fit_pca_local(
     The usual residual at each place is that of images to which the components were not fitted: each of
     `PARTS` parts is reduced by the components of the others."""
     basis, left = with_moved(moved(images), factor, share)
-    residuals = strength(left)
-    parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
-    parameters |= {"relative": relate, "even": even}
-    return PcaLocal(parameters, factor, fit_local(residuals, scales, relate=relate, even=even), basis)
+    residuals = strengths(left)
+    settings = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
+    settings |= {"relative": relate, "even": even}
+    return PcaLocal(settings, factor, fit_local(residuals, scales, relate=relate, even=even), basis)
 
 
 def with_moved(every: np.ndarray, factor: int, share: float) -> tuple[Components, np.ndarray]:
     """A share of the components of reduced images, from images and their copies as `moved` returns them. Also
     the residual of each image without as many components of the other parts."""
-    x = reduced(every.reshape(-1, *every.shape[2:]), factor)
+    x = reductions(every.reshape(-1, *every.shape[2:]), factor)
     k = count_of(share, x)
     products = products_of(x - x.mean(0)) if len(x) <= x[0].size else None
     left = left_out(x.reshape(*every.shape[:2], *x.shape[1:]), k, products)
@@ -216,7 +246,8 @@ def left_by_components(every: np.ndarray, k: int) -> np.ndarray:
     residuals = np.empty_like(every[0])
     for part in parts_of(len(residuals)):
         rest = every[:, ~part]
-        residuals[part] = components(rest.reshape(-1, *rest.shape[2:]), k).residual(every[0, part])
+        basis = components(rest.reshape(-1, *rest.shape[2:]), k)
+        residuals[part] = basis.residual(torch.from_numpy(every[0, part])).numpy()
     return residuals
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from torch import nn
 
 from gzcli.core.types import Say
 from gzcli.store import cache_files, files
@@ -52,14 +54,14 @@ def write(path: Path, fit: Any) -> None:
     names: dict[int, str] = {}  # keyed by identity, because several parts of a fit share arrays
 
     def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray | torch.Tensor):
             name = names.setdefault(id(value), f"a{len(names)}")
-            arrays[name] = value
-            return {"array": name}
+            arrays[name] = np.asarray(value)
+            return {"tensor" if isinstance(value, torch.Tensor) else "array": name}
         if is_dataclass(value):
             kind = f"{type(value).__module__.removeprefix(ALARMS_PACKAGE)}.{type(value).__name__}"
             return {"kind": kind, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | nn.ModuleList):
             return {"tuple": [plain(each) for each in value]}
         if isinstance(value, Mapping):
             return {"map": [[key, plain(each)] for key, each in value.items()]}
@@ -79,11 +81,16 @@ def read(path: Path) -> Any:
     if sealed != str(seal(path, tree, arrays)):
         raise ValueError("its checksum differs")
 
+    # parts of a fit share tensors
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
     def whole(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         if "array" in value:
             return arrays[value["array"]]
+        if "tensor" in value:
+            return tensors[value["tensor"]]
         if "tuple" in value:
             return tuple(map(whole, value["tuple"]))
         if "map" in value:

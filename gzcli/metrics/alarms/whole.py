@@ -1,57 +1,93 @@
-"""Methods that score an image as a whole: the baselines of `gz ood`, see `metrics.baselines`."""
+"""Methods that score an image as a whole: baselines of `gz ood`, see `metrics.baselines`, and the distances
+to good images, in pixels or in features of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gzcli.metrics import baselines
-from gzcli.metrics.alarms.fitted import Fitted, reduced
+from gzcli.metrics.alarms.features import features, remembered_features
+from gzcli.metrics.alarms.fitted import Fitted, reduced, reductions
 from gzcli.metrics.alarms.pca import Components, components
-from gzcli.metrics.quality.neighbours import nearest_rows
 
 KTH_NEIGHBOUR, PCA_COMPONENTS = 5, 64  # number of the neighbour, and of components
+MIN_DEVIATION_SHARE = 1e-3  # least deviation of a feature, as a share of that of all
 
 
-@dataclass(frozen=True)
-class Plain(Fitted):
-    """A score of an image that needs no good images."""
+@dataclass(eq=False)
+class PngSize(Fitted):
+    """The size of an image as a PNG, which no graph can compute."""
 
-    name: str
+    exports: ClassVar[bool] = False
 
-    def score(self, images: np.ndarray) -> np.ndarray:
-        return PLAIN_METHODS[self.name](np.asarray(images))
-
-
-PLAIN_METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "png": baselines.png_size,
-    "mean": baselines.pixel_mean,
-}
+    def scores(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(baselines.png_size(images.numpy()))
 
 
-@dataclass(frozen=True)
-class KnnPixels(Fitted):
-    """The distance to the `NEIGHBOUR`-th nearest good image, in the first principal components."""
+@dataclass(eq=False)
+class PixelMean(Fitted):
+    def scores(self, images: Tensor) -> Tensor:
+        return images.float().mean((1, 2, 3))
 
-    components: Components
-    bank: np.ndarray  # float32 [N, dimensions]
 
-    def score(self, images: np.ndarray) -> np.ndarray:
+@dataclass(eq=False)
+class Nearest(Fitted):
+    """The distance to the fifth nearest good image."""
+
+    bank: Tensor  # float32 [N, dimensions]
+
+    def coordinates(self, images: Tensor) -> Tensor:
+        """Those in which images are compared, [N, dimensions]."""
+        raise NotImplementedError
+
+    def scores(self, images: Tensor) -> Tensor:
+        squares = (self.coordinates(images)[:, None] - self.bank).square().sum(2)
         k = min(KTH_NEIGHBOUR, len(self.bank))
-        return nearest_rows(self.components.coordinates(reduced(images, 1)), self.bank, k=k)[0][:, -1]
+        return squares.topk(k, 1, largest=False).values[:, -1].sqrt()
 
 
-def fit_png(images: np.ndarray) -> Plain:
-    return Plain({}, "png")
+@dataclass(eq=False)
+class KnnPixels(Nearest):
+    components: Components
+
+    def coordinates(self, images: Tensor) -> Tensor:
+        return self.components.coordinates(reduced(images, 1))
 
 
-def fit_mean(images: np.ndarray) -> Plain:
-    return Plain({}, "mean")
+@dataclass(eq=False)
+class KnnFeatures(Nearest):
+    """In the features of the whole image, each standardised."""
+
+    mean: Tensor  # float32 [dimensions]
+    deviation: Tensor
+
+    def coordinates(self, images: Tensor) -> Tensor:
+        return (features(images)[1] - self.mean) / self.deviation
+
+
+def fit_png(images: np.ndarray) -> PngSize:
+    return PngSize({})
+
+
+def fit_mean(images: np.ndarray) -> PixelMean:
+    return PixelMean({})
 
 
 def fit_knn_pixels(images: np.ndarray) -> KnnPixels:
-    x = reduced(images, 1)
+    x = reductions(images, 1)
     basis = components(x, PCA_COMPONENTS)
-    return KnnPixels({"components": len(basis.rows)}, basis, basis.coordinates(x))
+    bank = basis.coordinates(torch.from_numpy(x))
+    return KnnPixels({"components": len(basis.rows)}, bank, basis)
+
+
+def fit_knn_features(images: np.ndarray) -> KnnFeatures:
+    """Fits `knn_features`. Raises MissingError if the weights of the network are missing."""
+    rows = remembered_features(images)[1]
+    mean, deviation = rows.mean(0), rows.std(0, correction=0)
+    deviation = deviation + MIN_DEVIATION_SHARE * rows.std()
+    return KnnFeatures({}, (rows - mean) / deviation, mean, deviation)
