@@ -7,7 +7,7 @@
 A set has about 2,000 pictures in `train` and `test`. The faults are 30 wrong labels, 60 near-duplicates (20
 moved by a pixel, 20 mirrored, 20 compressed again as JPEG), 20 foreign pictures, 3 truncated files, 2 empty
 ones, 3 blank pictures and 3 of odd sizes. `SET.csv` beside the folder lists them. With an even seed foreign
-pictures come from all other sources, else from one of them.
+pictures come from all other sources, and some are drawn; with an odd seed, all come from one source.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SET_IMAGES = 2000  # pictures that are drawn of a source
 TEST_SHARE = 0.2
 FAULTS = {"label": 30, "copy": 60, "foreign": 20, "truncated": 3, "empty": 2, "blank": 3, "size": 3}
 COPY_KINDS = ("moved", "mirrored", "compressed")
+DRAWN = ("receipt", "screenshot", "stripes", "noise")  # kinds of foreign pictures besides those of other sets
 JPEG_QUALITIES = (30, 75)  # lowest and highest quality of a copy that is compressed again
 
 
@@ -87,18 +89,52 @@ READERS: dict[str, Callable[[Path, np.random.Generator], Source]] = {
 }
 
 
+PHOTOGRAPHS = {"cifar10", "imagenette64", "orange2lemon32"}  # show any thing, so none is foreign to another
+TEXT = "Total 17.90 EUR\nVAT 19 %\nThank you\n12:41 Cash\nNo. 4471"
+
+
+def drawn(kind: str, side: int, rng: np.random.Generator) -> Image.Image:
+    """A picture that no camera takes of a thing: a receipt, a screenshot, stripes or noise."""
+    canvas = Image.new("RGB", (side, side), "white")
+    pen = ImageDraw.Draw(canvas)
+    if kind == "receipt":
+        pen.multiline_text((rng.integers(4), rng.integers(-8, 8)), TEXT, "black", font_size=side // 6)
+    elif kind == "screenshot":
+        pen.rectangle((0, 0, side, side // 7), tuple(rng.integers(0, 200, 3).tolist()))
+        for _ in range(4):
+            x, y = rng.integers(0, side, 2).tolist()
+            box = (x, y, x + side // 2, y + side // 6)
+            pen.rectangle(box, tuple(rng.integers(90, 255, 3).tolist()), "grey")
+            pen.text((x + 2, y), "Open file", "black", font_size=side // 9)
+    elif kind == "stripes":
+        step, turned = int(rng.integers(3, 9)), rng.random() < 0.5
+        for at in range(0, side, 2 * step):
+            box = (0, at, side, at + step) if turned else (at, 0, at + step, side)
+            pen.rectangle(box, tuple(rng.integers(0, 160, 3).tolist()))
+    else:
+        return Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+    return canvas
+
+
+@cache
+def pictures_of(data: Path, source: str, seed: int) -> np.ndarray:
+    return READERS[source](data, np.random.default_rng([seed, 4])).images
+
+
 def foreign(data: Path, name: str, seed: int, like: np.ndarray) -> list[np.ndarray]:
-    """Pictures of other sources, in the size and channels of a picture of the set."""
+    """Pictures of other sources, in the size and channels of a picture of the set: with an even seed of all
+    sources and drawn ones, else of one source."""
     rng = np.random.default_rng([seed, 3])
-    others = [other for other in READERS if other != name]
-    # a texture may well be that of a photograph, and an orange may be in one
-    if seed % 2:
-        others = [others[seed // 2 % len(others)]]
-    sources = [READERS[other](data, np.random.default_rng([seed, 4])).images for other in others]
+    others = [other for other in READERS if other != name and not {other, name} <= PHOTOGRAPHS]
+    sources: list[str] = [*others, *DRAWN] if seed % 2 == 0 else [others[seed // 2 % len(others)]]
     pictures = []
     for i in range(FAULTS["foreign"]):
-        images = sources[i % len(sources)]
-        picture = Image.fromarray(images[rng.integers(len(images))])
+        source = sources[i % len(sources)]
+        if source in DRAWN:
+            picture = drawn(source, 96, rng)
+        else:
+            images = pictures_of(data, source, seed)
+            picture = Image.fromarray(images[rng.integers(len(images))])
         picture = picture.convert("L" if like.ndim == 2 else "RGB")
         pictures.append(np.array(picture.resize(like.shape[1::-1], Image.Resampling.LANCZOS)))
     return pictures
