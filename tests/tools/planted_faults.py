@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import inspection_sets
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -71,6 +72,16 @@ def of_npz(path: Path, rng: np.random.Generator) -> Source:
     return Source(images[some], np.array([f"class{label}" for label in labels[some]]))
 
 
+def of_parts(rng: np.random.Generator, images: int = 1000) -> Source:
+    """Drawn plates and brackets, which are all alike: none is a copy of another."""
+    kinds = ("plate", "bracket")
+    drawn = [
+        inspection_sets.rounded(inspection_sets.part(int(seed), None, inspection_sets.SHAPES[kinds[i % 2]]))
+        for i, seed in enumerate(rng.integers(10**6, 10**8, images))
+    ]
+    return Source(np.stack(drawn), np.array([kinds[i % 2] for i in range(images)]))
+
+
 def parent(name: str) -> str:
     return name.split("/")[-2]
 
@@ -86,6 +97,7 @@ READERS: dict[str, Callable[[Path, np.random.Generator], Source]] = {
     "orange2lemon32": lambda data, rng: of_zip(
         data / "sets/orange2lemon32.zip", lambda name: parent(name)[-1], rng
     ),
+    "parts": lambda _, rng: of_parts(rng),
 }
 
 
