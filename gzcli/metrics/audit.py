@@ -53,6 +53,9 @@ class Features:
     def joined(cls, parts: Sequence[Features]) -> Features:
         return cls(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
+    def some(self, index: np.ndarray) -> Features:
+        return Features(*(getattr(self, each.name)[index] for each in fields(self)))
+
     @cached_property
     def directions(self) -> np.ndarray:
         """Square roots of the last activations, scaled to length 1, float32 [N, 1280]. The roots keep a few
@@ -143,6 +146,18 @@ MIN_DEVIATION = 2.5  # of an image that does not belong, in the deviations of `d
 UPPER = 0.84  # quantile that is one standard deviation above the median of a normal distribution
 
 
+def foreign(neighbourhood: Neighbourhood) -> tuple[np.ndarray, np.ndarray]:
+    """The p-value of each image, [N], and whether it does not belong, bool [N].
+
+    An image is held out of the images that it is compared with. All N scores are thus exchangeable if all
+    images belong, and the rank of a score is a valid p-value (Vovk et al. 2005, §2.2). As a share of the
+    images has each p-value, those that do not belong are chosen by their distance.
+    """
+    far = deviations(neighbourhood)
+    every = np.sort(far)
+    return (len(far) - np.searchsorted(every, far)) / len(far), far >= MIN_DEVIATION
+
+
 def deviations(neighbourhood: Neighbourhood) -> np.ndarray:
     """How far each image is from the others, in robust standard deviations above the median, [N]."""
     rank = rank_of(len(neighbourhood.objects.distances))
@@ -168,8 +183,9 @@ def robust(values: np.ndarray) -> np.ndarray:
 CANDIDATES = 10  # nearest neighbours by the last activations that may be copies
 MORE_CANDIDATES = 3  # and by earlier activations, and by fine details, which alone tell images of one thing apart
 PROJECTIONS = 512  # random projections of fine details
-PEERS = 9  # neighbours after the candidates, which show what similar images share
-THUMBNAIL_SIDE = 96  # largest side at which images are compared
+PEERS = 6  # neighbours of both kinds after the candidates, which show what similar images share
+DOUBTFUL_PAIRS = 3  # of an image, those that agree most, which are compared with its peers
+MIN_THUMBNAIL_SIDE, THUMBNAIL_SIDE = 16, 96  # smallest and largest side at which images are compared
 COARSE_SIDE = 24  # side at which most candidates are refused
 BLUR = 2.0  # standard deviation in pixels of the blur that is subtracted to obtain fine details
 MAX_SHIFT_SHARE = 0.1  # of the side of an image
@@ -178,7 +194,7 @@ COARSE_AGREEMENT = 0.6  # least correlation of the details of candidates at the 
 MIN_AGREEMENT = 0.75  # least correlation of the details of copies
 CERTAIN_AGREEMENT = 0.985  # correlation that only copies reach, however similar the images of a set are
 LEAST_BEYOND = 0.5  # least correlation of copies beyond what similar images share
-BEYOND_DEVIATIONS = 4.5  # by which this correlation exceeds that of similar images, after Fisher's transform
+BEYOND_DEVIATIONS = 5.5  # by which this correlation exceeds that of similar images, after Fisher's transform
 UPPER_TAIL, TAIL_DEVIATIONS = 0.95, 1.645  # a quantile, and its value in a standard normal distribution
 NULL_PAIRS = 400  # pairs of similar images whose correlations are compared
 
@@ -245,7 +261,8 @@ class Aligner:
         heights = []
         for of_image in both:
             correlation = torch.fft.irfft2(spectrum * of_image.conj(), s=a.shape[1:])
-            heights.append(correlation.roll((m, m), (1, 2))[:, :width, :width])
+            rows = torch.cat([correlation[:, -m:], correlation[:, : m + 1]], 1)
+            heights.append(torch.cat([rows[..., -m:], rows[..., : m + 1]], 2))
         surface = torch.stack(heights, 1)  # [B, 2, width, width]
         best = surface.flatten(1).argmax(1)
         mirrored, row, column = best >= width**2, best % width**2 // width, best % width
@@ -260,12 +277,12 @@ class Aligner:
         inside = slice(m, self.side - m)
         return centred(a[:, inside, inside]), centred(moved[:, inside, inside]), mirrored, -shift
 
-    def shared(self, index: np.ndarray, peers: np.ndarray) -> Tensor:
-        """What images share with their K peers: orthonormal rows [B, K, D] that span the aligned details of
-        the peers."""
+    def shared(self, index: np.ndarray, peers: np.ndarray, counts: np.ndarray) -> Tensor:
+        """What images share with their peers [B, K]: orthonormal rows [B, K, D] that span the aligned details
+        of those that count, bool [B, K]."""
         pairs = np.stack([np.repeat(index, peers.shape[1]), peers.ravel()], 1)
         details = self.align(pairs)[1].reshape(*peers.shape, -1)
-        details = details / details.norm(dim=2, keepdim=True).clamp(min=1e-6)
+        details = F.normalize(details, dim=2) * torch.from_numpy(counts[..., None]).to(self.device)
         return torch.linalg.qr(details.mT).Q.mT
 
 
@@ -291,12 +308,12 @@ def correlations(a: Tensor, b: Tensor) -> Tensor:
 
 def near_copies(thumbnails: np.ndarray, neighbourhood: Neighbourhood, device: torch.device) -> Copies:
     """The copies among N images, of grey thumbnails uint8 [N, S, S]."""
-    aligner, nearest = Aligner(thumbnails, device), neighbourhood.objects.positions
-    more = neighbourhood.coarse, Neighbours.of(aligner.projections(), MORE_CANDIDATES, device)
-    candidates = [nearest[:, :CANDIDATES], *(part.positions[:, :MORE_CANDIDATES] for part in more)]
-    every = np.arange(len(nearest))
-    pairs = np.concatenate([np.stack(np.broadcast_arrays(every[:, None], part), 2).reshape(-1, 2) for part in candidates])
-    pairs = np.unique(np.sort(pairs, 1), axis=0)
+    aligner, by_objects = Aligner(thumbnails, device), neighbourhood.objects.positions
+    by_details = Neighbours.of(aligner.projections(), MORE_CANDIDATES + PEERS, device).positions
+    by_coarse = neighbourhood.coarse.positions
+    pairs = unique_pairs(
+        by_objects[:, :CANDIDATES], by_coarse[:, :MORE_CANDIDATES], by_details[:, :MORE_CANDIDATES]
+    )
     if aligner.side > 2 * COARSE_SIDE:
         images = torch.from_numpy(thumbnails)[:, None]
         reduced = F.interpolate(images, (COARSE_SIDE,) * 2, mode="bilinear", antialias=True)
@@ -306,10 +323,40 @@ def near_copies(thumbnails: np.ndarray, neighbourhood: Neighbourhood, device: to
     similar = table[:, 0] >= MIN_AGREEMENT
     pairs, table = pairs[similar], table[similar]
     copies = table[:, 0] >= CERTAIN_AGREEMENT
-    if nearest.shape[1] >= CANDIDATES + PEERS and not copies.all():
-        copies[~copies] = beyond(aligner, pairs[~copies], nearest) >= least_beyond(aligner, nearest)
+    peers = np.concatenate(
+        [by_objects[:, CANDIDATES : CANDIDATES + PEERS], by_details[:, MORE_CANDIDATES:]], 1
+    )
+    doubtful = np.flatnonzero(~copies & (places_of(pairs, table[:, 0]) < DOUBTFUL_PAIRS))
+    if len(doubtful) and peers.shape[1] == 2 * PEERS:
+        limit = least_beyond(aligner, by_objects, peers)
+        copies[doubtful] = beyond(aligner, pairs[doubtful], peers) >= limit
     pairs, table = pairs[copies], table[copies]
     return Copies(pairs, table[:, 0], table[:, 1] > 0, table[:, 2:])
+
+
+def unique_pairs(*neighbours: np.ndarray) -> np.ndarray:
+    """The pairs of each image with its neighbours [N, K], each pair once, the smaller position first."""
+    every = np.arange(len(neighbours[0]))[:, None]
+    pairs = [np.stack(np.broadcast_arrays(every, part), 2).reshape(-1, 2) for part in neighbours]
+    return np.unique(np.sort(np.concatenate(pairs), 1), axis=0)
+
+
+def places_of(pairs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The place of each pair among those of the same first image, 0 for the highest value, [P]."""
+    order = np.lexsort((-values, pairs[:, 0]))
+    _, start, count = np.unique(pairs[order, 0], return_index=True, return_counts=True)
+    places = np.empty(len(pairs), np.int64)
+    places[order] = np.arange(len(pairs)) - np.repeat(start, count)
+    return places
+
+
+def groups(n: int, pairs: np.ndarray) -> np.ndarray:
+    """The number of the group of each of n images that pairs of copies connect, [n]."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return connected_components(links, directed=False)[1]
 
 
 def agreements(aligner: Aligner, pairs: np.ndarray) -> np.ndarray:
@@ -321,15 +368,17 @@ def agreements(aligner: Aligner, pairs: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def beyond(aligner: Aligner, pairs: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """The correlation of the details of each pair beyond what the peers of its first image explain, [P]. Peers
-    are no close neighbours, because these may be copies too."""
+def beyond(aligner: Aligner, pairs: np.ndarray, peers: np.ndarray) -> np.ndarray:
+    """The correlation of the details of each pair beyond what the peers [N, K] of its first image explain, [P].
+    Peers are no close neighbours, because these may be copies too."""
     values = np.zeros(len(pairs), np.float32)
     images, member = np.unique(pairs[:, 0], return_inverse=True)
-    for start in range(0, len(images), ROWS_AT_ONCE // PEERS):
-        some = images[start : start + ROWS_AT_ONCE // PEERS]
-        shared = aligner.shared(some, nearest[some, CANDIDATES : CANDIDATES + PEERS])
+    for start in range(0, len(images), ROWS_AT_ONCE // peers.shape[1]):
+        some = images[start : start + ROWS_AT_ONCE // peers.shape[1]]
         places = np.flatnonzero((member >= start) & (member < start + len(some)))
+        partner = np.zeros((len(some), len(peers)), bool)
+        partner[member[places] - start, pairs[places, 1]] = True
+        shared = aligner.shared(some, peers[some], ~np.take_along_axis(partner, peers[some], 1))
         a, b, _, _ = aligner.align(pairs[places])
         rows = shared[torch.from_numpy(member[places] - start)]
         a, b = (x - torch.einsum("bk,bkd->bd", torch.einsum("bkd,bd->bk", rows, x), rows) for x in (a, b))
@@ -337,12 +386,12 @@ def beyond(aligner: Aligner, pairs: np.ndarray, nearest: np.ndarray) -> np.ndarr
     return values
 
 
-def least_beyond(aligner: Aligner, nearest: np.ndarray) -> float:
+def least_beyond(aligner: Aligner, nearest: np.ndarray, peers: np.ndarray) -> float:
     """The correlation that similar images do not reach beyond what their peers explain. Most neighbours are no
     copies, so their correlations show it."""
     first = np.random.default_rng(0).permutation(len(nearest))[:NULL_PAIRS]
     pairs = np.stack([first, nearest[first, CANDIDATES // 2]], 1)
-    usual = np.arctanh(np.clip(beyond(aligner, pairs, nearest), -0.999, 0.999))
+    usual = np.arctanh(np.clip(beyond(aligner, pairs, peers), -0.999, 0.999))
     middle, tail = np.quantile(usual, (0.5, UPPER_TAIL))
     limit = np.tanh(middle + BEYOND_DEVIATIONS * (tail - middle) / TAIL_DEVIATIONS)
     return float(np.clip(limit, LEAST_BEYOND, CERTAIN_AGREEMENT))
