@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from gzcli.store.jobs import AUDIT_KINDS, AuditJob
 from gzcli.store.png import picture_of, save_png
 
 BATCH_IMAGES = 16  # images in a forward pass
+MOVED = 0.5  # pixels of a thumbnail by which a copy is moved at least, to be called so
 BLANK_LEVELS = 4  # largest difference between the grey levels of a blank image, as compression leaves it
 COMMON_SHARE = 0.9  # of the images: if as many have one size, every other size is odd
 ODD_FACTOR = 2.0  # by which an odd side or aspect ratio exceeds those of nearly all images
@@ -271,10 +271,11 @@ def copied(survey: Survey, near: audit.Copies | None) -> list[Fault]:
     np.minimum.at(source, group, np.argsort(np.argsort(described)))
     in_order = sorted(described)
     links: dict[int, tuple[float, str]] = {}
-    for k in np.argsort(near.agreement).tolist() if near else ():
-        how = "mirrored" if near.mirrored[k] else "moved" if np.abs(near.shift[k]).max() > 0.5 else ""
-        for i in near.pairs[k].tolist():
-            links[described[i]] = float(near.agreement[k]), how
+    if near is not None:
+        for k in np.argsort(near.agreement).tolist():  # the best link of an image is the last
+            how = "mirrored" if near.mirrored[k] else "moved" if np.abs(near.shift[k]).max() > MOVED else ""
+            for i in near.pairs[k].tolist():
+                links[described[i]] = float(near.agreement[k]), how
     for position, twin in sorted(survey.original.items()):
         of = in_order[source[group[place[twin]]]]
         if position == of:
@@ -292,18 +293,18 @@ def copied(survey: Survey, near: audit.Copies | None) -> list[Fault]:
 def mislabelled(
     survey: Survey, features: audit.Features, group: np.ndarray, is_foreign: np.ndarray
 ) -> tuple[list[Fault], list[str]]:
-    """The images whose label is probably wrong, the most certain first. Foreign images have no right label."""
+    """The images whose label is probably wrong, the most certain first. Foreign images are not judged."""
     labels, notes = survey.labels[survey.described], list[str]()
     counts = np.bincount(labels[labels >= 0], minlength=len(survey.classes))
     enough = counts >= audit.MIN_CLASS_IMAGES
     if few := int((~enough & (counts > 0)).sum()):
         least = audit.MIN_CLASS_IMAGES
-        classes = f"{counted(few, 'class').replace('classs', 'classes')} with fewer than {least} images"
-        notes.append(f"labels of {classes} were not judged")
+        classes = "class" if few == 1 else "classes"
+        notes.append(f"labels of {few:,} {classes} with fewer than {least} images were not judged")
     judged = np.flatnonzero((labels >= 0) & ~is_foreign & enough[labels])
     if enough.sum() < 2 or not len(judged):
         return [], notes
-    classes, y = np.unique(labels[judged], return_inverse=True)
+    numbers, y = np.unique(labels[judged], return_inverse=True)
     probabilities = audit.class_probabilities(features.some(judged), y, group[judged])
     odds, rival = audit.suspects(probabilities, y)
     order = np.argsort(-odds, kind="stable")
@@ -312,7 +313,7 @@ def mislabelled(
             survey.described[judged[i]],
             "label",
             score=float(1 / (1 + odds[i])),
-            suggested=survey.classes[classes[rival[i]]],
+            suggested=survey.classes[numbers[rival[i]]],
         )
         for i in order[odds[order] >= audit.LABEL_ODDS].tolist()
     ], notes
@@ -334,7 +335,9 @@ def draw(
     if not shown:
         return False
     position = {name: i for i, name in enumerate(survey.names)}
-    names = {name for some in shown.values() for fault in some[:SHEET_IMAGES] for name in (fault.file, fault.of)}
+    names = {
+        name for some in shown.values() for fault in some[:SHEET_IMAGES] for name in (fault.file, fault.of)
+    }
     wanted = {position[name] for name in names if name}
     cells = {}
     for i, name, content in members(images, rows, wanted):
@@ -352,14 +355,24 @@ def block_of(kind: str, faults: Sequence[Fault], cells: Mapping[str, np.ndarray]
     for start in range(0, len(some), SHEET_COLUMNS):
         part = some[start : start + SHEET_COLUMNS]
         words = [(fault.file, in_words(fault)) for fault in part]
-        block.append(Row("" if start else f"{kind}: {count}", [cells[fault.file] for fault in part], under=words))
+        block.append(
+            Row("" if start else f"{kind}: {count}", [cells[fault.file] for fault in part], under=words)
+        )
         if originals := [fault.of for fault in part if fault.of]:
-            block.append(Row("of", [cells[name] for name in originals], under=[(name,) for name in originals]))
+            block.append(
+                Row("of", [cells[name] for name in originals], under=[(name,) for name in originals])
+            )
     return block
 
 
 def in_words(fault: Fault) -> str:
     if fault.kind == "label":
         return f"{fault.label} → {fault.suggested}"
-    score = "" if fault.score is None else f"p {fault.score:.2g}" if fault.kind == "foreign" else f"{fault.score:.2f}"
-    return fault.note or score
+    score = (
+        ""
+        if fault.score is None
+        else f"p {fault.score:.2g}"
+        if fault.kind == "foreign"
+        else f"{fault.score:.2f}"
+    )
+    return fault.note.partition(",")[0] or score

@@ -77,7 +77,8 @@ def describer(device: torch.device) -> Callable[[np.ndarray], Features]:
     """A function from images uint8 [B, 3, INPUT_SIDE, INPUT_SIDE] to their features."""
     net = lite_net(lite_weights()[0]).to(device)
     stages = net.tapped()
-    last = net.layers[sum(map(len, stages)) :]
+    children = [child for stage in stages for child in stage.children()]
+    last = net.layers[len(children) :]
 
     @torch.inference_mode()
     def describe(images: np.ndarray) -> Features:
@@ -103,7 +104,7 @@ def standardised(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest other images of each image, the nearest first: distances float32 [N, K], positions [N, K]."""
+    """The nearest other images of each image in order: distances float32 [N, K], positions [N, K]."""
 
     distances: np.ndarray
     positions: np.ndarray
@@ -141,21 +142,27 @@ class Neighbourhood:
 # ---------------------------------------------------------------------------- images that do not belong
 
 FEWEST_IMAGES = 20  # of fewer images, none is called foreign
-GROUP_SHARE, MIN_RANK, MAX_RANK = 1 / 40, 5, 50  # rank k of the neighbour, as a share of the images and its limits
-MIN_DEVIATION = 2.5  # of an image that does not belong, in the deviations of `deviations`
-UPPER = 0.84  # quantile that is one standard deviation above the median of a normal distribution
+GROUP_SHARE, MIN_RANK, MAX_RANK = (
+    1 / 40,
+    5,
+    50,
+)  # rank k of the neighbour, as a share of the images and its limits
+MIN_DEVIATION = 2.25  # standard deviations above the median of an image that does not belong
+# quantiles of a normal distribution, and their standard deviations above its median
+UPPER, FAR, FAR_DEVIATIONS = 0.84, 0.975, 1.96
 
 
 def foreign(neighbourhood: Neighbourhood) -> tuple[np.ndarray, np.ndarray]:
     """The p-value of each image, [N], and whether it does not belong, bool [N].
 
     An image is held out of the images that it is compared with. All N scores are thus exchangeable if all
-    images belong, and the rank of a score is a valid p-value (Vovk et al. 2005, §2.2). As a share of the
-    images has each p-value, those that do not belong are chosen by their distance.
+    images belong, and the rank of a score is a valid p-value (Vovk et al. 2005, §2.2). Some image always has
+    the lowest rank, so the distance decides which images do not belong.
     """
     far = deviations(neighbourhood)
-    every = np.sort(far)
-    return (len(far) - np.searchsorted(every, far)) / len(far), far >= MIN_DEVIATION
+    p = (len(far) - np.searchsorted(np.sort(far), far)) / len(far)
+    tail = max(1.0, np.quantile(far, FAR) / FAR_DEVIATIONS)  # distances may spread more than normal ones
+    return p, far >= MIN_DEVIATION * tail
 
 
 def deviations(neighbourhood: Neighbourhood) -> np.ndarray:
@@ -181,7 +188,9 @@ def robust(values: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------- copies
 
 CANDIDATES = 10  # nearest neighbours by the last activations that may be copies
-MORE_CANDIDATES = 3  # and by earlier activations, and by fine details, which alone tell images of one thing apart
+MORE_CANDIDATES = (
+    3  # and by earlier activations, and by fine details, which alone tell images of one thing apart
+)
 PROJECTIONS = 512  # random projections of fine details
 PEERS = 6  # neighbours of both kinds after the candidates, which show what similar images share
 DOUBTFUL_PAIRS = 3  # of an image, those that agree most, which are compared with its peers
@@ -238,7 +247,7 @@ class Aligner:
         return x - self.blur @ x @ self.blur.T
 
     def projections(self) -> np.ndarray:
-        """Random projections of the details, which keep the correlations of images without their mean, float32
+        """Random projections of the details without their mean, which keep the correlations of images, float32
         [N, PROJECTIONS]."""
         rng = np.random.default_rng(0)
         directions = rng.standard_normal((self.side**2, PROJECTIONS), np.float32)
@@ -269,10 +278,11 @@ class Aligner:
         peaks = surface[torch.arange(len(a)), mirrored.long()]
         shift = torch.stack([vertex(peaks, row, column), vertex(peaks.mT, column, row)], 1) - m
         turn = sum(
-            part[None] * offset[:, None, None]
-            for part, offset in zip(self.frequencies, shift.T, strict=True)
+            part[None] * offset[:, None, None] for part, offset in zip(self.frequencies, shift.T, strict=True)
         )
-        moved = torch.where(mirrored[:, None, None], both[1], both[0]) * torch.polar(torch.ones_like(turn), -turn)
+        moved = torch.where(mirrored[:, None, None], both[1], both[0]) * torch.polar(
+            torch.ones_like(turn), -turn
+        )
         moved = torch.fft.irfft2(moved, s=a.shape[1:])
         inside = slice(m, self.side - m)
         return centred(a[:, inside, inside]), centred(moved[:, inside, inside]), mirrored, -shift
@@ -369,7 +379,7 @@ def agreements(aligner: Aligner, pairs: np.ndarray) -> np.ndarray:
 
 
 def beyond(aligner: Aligner, pairs: np.ndarray, peers: np.ndarray) -> np.ndarray:
-    """The correlation of the details of each pair beyond what the peers [N, K] of its first image explain, [P].
+    """The correlation of the details of each pair beyond what the peers [N, K] of its first image explain.
     Peers are no close neighbours, because these may be copies too."""
     values = np.zeros(len(pairs), np.float32)
     images, member = np.unique(pairs[:, 0], return_inverse=True)
@@ -387,8 +397,8 @@ def beyond(aligner: Aligner, pairs: np.ndarray, peers: np.ndarray) -> np.ndarray
 
 
 def least_beyond(aligner: Aligner, nearest: np.ndarray, peers: np.ndarray) -> float:
-    """The correlation that similar images do not reach beyond what their peers explain. Most neighbours are no
-    copies, so their correlations show it."""
+    """The correlation that similar images do not reach beyond what their peers explain. Few neighbours are
+    copies, so the correlations of neighbours show it."""
     first = np.random.default_rng(0).permutation(len(nearest))[:NULL_PAIRS]
     pairs = np.stack([first, nearest[first, CANDIDATES // 2]], 1)
     usual = np.arctanh(np.clip(beyond(aligner, pairs, peers), -0.999, 0.999))

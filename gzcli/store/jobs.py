@@ -205,10 +205,8 @@ class TrialJob(Job):
 
 
 _OF_SCORES: tuple[type[Job], ...] = (OodJob, AlarmJob, InspectJob, PortableJob)
-_KINDS: tuple[type[Job], ...] = (
-    *(SampleJob, *_OF_SCORES, BenchJob, AuditJob),
-    *(ExportJob, PublishedJob, EmaJob, TrialJob),
-)
+_OF_RUNS: tuple[type[Job], ...] = (BenchJob, ExportJob, PublishedJob, EmaJob, TrialJob)
+_KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, *_OF_RUNS, AuditJob)
 
 
 def origin_of(job: Job) -> dict[str, Any]:

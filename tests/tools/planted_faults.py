@@ -1,8 +1,12 @@
 """Plants faults in real pictures, and measures how many `gz data audit` reports:
 
     python tests/tools/planted_faults.py make FOLDER --data ../shared/data [--sets cifar10 …] [--seed 0]
-    python tests/tools/planted_faults.py measure SET… [--csv FILE]      # SET: a folder that `make` has written
-    python tests/tools/planted_faults.py peers SET… [--csv FILE]        # cleanlab and imagededup, if installed
+    python tests/tools/planted_faults.py measure SET… [--csv FILE]      # folders that `make` has written
+    python tests/tools/planted_faults.py describe SET…                  # features of gz, for `peers`
+    python tests/tools/planted_faults.py peers SET… [--csv FILE]        # cleanlab and imagededup
+
+`peers` runs in an environment of its own, with both packages. cleanlab reads gz's features and out-of-fold
+probabilities, imagededup the files.
 
 A set has about 2,000 pictures in `train` and `test`. The faults are 30 wrong labels, 60 near-duplicates (20
 moved by a pixel, 20 mirrored, 20 compressed again as JPEG), 20 foreign pictures, 3 truncated files, 2 empty
@@ -16,13 +20,17 @@ import argparse
 import csv
 import gzip
 import io
+import json
+import resource
+import subprocess
+import sys
+import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import inspection_sets
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -74,6 +82,8 @@ def of_npz(path: Path, rng: np.random.Generator) -> Source:
 
 def of_parts(rng: np.random.Generator, images: int = 1000) -> Source:
     """Drawn plates and brackets, which are all alike: none is a copy of another."""
+    import inspection_sets  # needs scipy, which the environment of `peers` may lack
+
     kinds = ("plate", "bracket")
     drawn = [
         inspection_sets.rounded(inspection_sets.part(int(seed), None, inspection_sets.SHAPES[kinds[i % 2]]))
@@ -240,7 +250,172 @@ def other_faults(images: np.ndarray, rng: np.random.Generator) -> Iterator[tuple
         yield "size", encoded(np.array(picture.resize(size, Image.Resampling.BICUBIC))), "png"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+# ---------------------------------------------------------------------------- measures
+
+# kinds of planted faults → kinds that the audit reports, and how many of its list count
+MEASURED = {
+    "label": (("label",), 45),
+    "copy": (("copy", "split-copy"), None),
+    "foreign": (("foreign",), 25),
+    "truncated": (("unreadable",), None),
+    "empty": (("unreadable",), None),
+    "blank": (("blank",), None),
+    "size": (("size",), None),
+}
+
+
+def planted_in(folder: Path) -> list[dict[str, str]]:
+    with folder.with_suffix(".csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(folder: Path) -> dict[str, float | str]:
+    """How many faults of a set the audit reports, its lists, and the CPU seconds of the whole command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "gzcli", "--json", "data", "audit", str(folder)]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    planted = planted_in(folder)
+    row: dict[str, float | str] = {"set": folder.name, "images": result["images"]}
+    for kind, (kinds, first) in MEASURED.items():
+        reported = [fault for fault in result["faults"] if fault["kind"] in kinds]
+        if kind == "copy":  # of a pair, either may be called the copy
+            pairs = {frozenset((fault["file"], fault["of"])) for fault in reported}
+            row[kind] = sum(
+                joined(pairs, fault["file"], fault["detail"])
+                for fault in planted
+                if fault["kind"].startswith(kind)
+            )
+        else:
+            files = {fault["file"] for fault in reported[:first]}
+            row[kind] = sum(fault["file"] in files for fault in planted if fault["kind"] == kind)
+        row[f"{kind} list"] = len(reported)
+    return row | {"cpu_s": round(seconds, 1)}
+
+
+def joined(pairs: Collection[frozenset[str]], first: str, second: str) -> bool:
+    """Whether two files are in one group of copies."""
+    group = {first}
+    while more := {name for pair in pairs if pair & group for name in pair} - group:
+        group |= more
+    return second in group
+
+
+# ---------------------------------------------------------------------------- peers
+
+
+def by_peers(folder: Path) -> dict[str, float | str]:
+    """What cleanlab and imagededup report at their defaults."""
+    planted, row = planted_in(folder), dict[str, float | str]({"set": folder.name})
+    copies = [(fault["file"], fault["detail"]) for fault in planted if fault["kind"].startswith("copy")]
+    readable = {str(file.relative_to(folder)) for file in folder.glob("*/*/*") if is_readable(file)}
+    row |= by_imagededup(folder, readable, copies)
+    return row | by_cleanlab(folder, sorted(readable), planted)
+
+
+def is_readable(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except OSError:
+        return False
+    return True
+
+
+def by_imagededup(
+    folder: Path, readable: Collection[str], copies: Sequence[tuple[str, str]]
+) -> dict[str, float | str]:
+    """The planted copies among the pairs that imagededup reports at its defaults, and the number of pairs."""
+    from imagededup.methods import PHash
+
+    began = time.process_time()
+    hasher = PHash(verbose=False)
+    hashes = {name: hasher.encode_image(str(folder / name)) for name in sorted(readable)}
+    matches = hasher.find_duplicates(encoding_map=hashes)
+    pairs = {frozenset((name, other)) for name, others in matches.items() for other in others}
+    hits = sum(frozenset(pair) in pairs for pair in copies)
+    seconds = round(time.process_time() - began, 1)
+    return {"phash copy": hits, "phash pairs": len(pairs), "phash cpu_s": seconds}
+
+
+def by_cleanlab(
+    folder: Path, names: Sequence[str], planted: Sequence[dict[str, str]]
+) -> dict[str, float | str]:
+    """Planted faults among the lists of cleanlab's Datalab, from gz's own features and out-of-fold
+    probabilities, so that the judges alone differ."""
+    from cleanlab import Datalab
+
+    began = time.process_time()
+    with np.load(folder.with_suffix(".features.npz")) as arrays:
+        place = {name: i for i, name in enumerate(arrays["names"].tolist())}
+        order = [place[name] for name in names if name in place]
+        files = arrays["names"][order].tolist()
+        features, probabilities = arrays["features"][order].astype(np.float32), arrays["probabilities"][order]
+    labels = [file.split("/")[1] for file in files]
+    lab = Datalab({"label": labels}, label_name="label", verbosity=0)
+    lab.find_issues(features=features, pred_probs=probabilities)
+    row: dict[str, float | str] = {}
+    for kind, issue, first in (("label", "label", 45), ("foreign", "outlier", 25)):
+        table = lab.get_issues(issue)
+        order = np.argsort(table[f"{issue}_score"].to_numpy(), kind="stable")[:first]
+        wanted = {fault["file"] for fault in planted if fault["kind"] == kind}
+        row[f"cleanlab {kind}"] = sum(files[i] in wanted for i in order)
+        row[f"cleanlab {kind} list"] = int(table[f"is_{issue}_issue"].sum())
+    near = lab.get_issues("near_duplicate")
+    sets = [set(map(int, some)) for some in near["near_duplicate_sets"]]
+    at = {file: i for i, file in enumerate(files)}
+    copies = [fault for fault in planted if fault["kind"].startswith("copy")]
+    row["cleanlab copy"] = sum(
+        at[fault["detail"]] in sets[at[fault["file"]]]
+        for fault in copies
+        if fault["file"] in at and fault["detail"] in at
+    )
+    row["cleanlab copy list"] = int(near["is_near_duplicate_issue"].sum())
+    return row | {"cleanlab cpu_s": round(time.process_time() - began, 1)}
+
+
+def describe(folder: Path) -> dict[str, float | str]:
+    """Writes gz's features and out-of-fold probabilities of a set for `peers`, which runs without gz."""
+    import torch
+
+    from gzcli.data.readers.folder import open_path
+    from gzcli.judge.audit import positions, surveyed
+    from gzcli.metrics import audit
+
+    images = open_path(folder)
+    rows = positions(images, None)
+    survey = surveyed(images, rows, audit.describer(torch.device("cpu")), lambda *_: None)
+    features, labels = audit.Features.joined(survey.features), survey.labels[survey.described]
+    probabilities = audit.class_probabilities(features, labels, np.arange(len(labels)))
+    names = np.array([survey.names[i] for i in survey.described])
+    arrays = {"names": names, "features": features.objects, "probabilities": probabilities}
+    np.savez(folder.with_suffix(".features.npz"), **arrays)
+    return {"set": folder.name, "described": len(names)}
+
+
+# ---------------------------------------------------------------------------- the command line
+
+
+def make_sets(args: argparse.Namespace) -> None:
+    for name in args.sets:
+        plant(args.data, name, args.folder / f"{name}-{args.seed}", args.seed)
+
+
+def write_rows(args: argparse.Namespace) -> None:
+    """A line of CSV for each set, written as soon as it is measured."""
+    stream = args.csv.open("a", newline="") if args.csv else sys.stdout
+    writer = None
+    for folder in args.folders:
+        row = args.measure(folder)
+        if writer is None:
+            writer = csv.DictWriter(stream, list(row))
+            writer.writeheader()
+        writer.writerow(row)
+        stream.flush()
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     verbs = parser.add_subparsers(required=True)
     make = verbs.add_parser("make")
@@ -248,14 +423,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make.add_argument("--data", type=Path, required=True)
     make.add_argument("--sets", nargs="*", default=list(READERS), choices=list(READERS))
     make.add_argument("--seed", type=int, default=0)
-    make.set_defaults(do=lambda args: make_sets(args.folder, args.data, args.sets, args.seed))
-    args = parser.parse_args(arguments)
+    make.set_defaults(do=make_sets)
+    for name, measure in (("measure", measured), ("describe", describe), ("peers", by_peers)):
+        verb = verbs.add_parser(name)
+        verb.add_argument("folders", type=Path, nargs="+", metavar="SET")
+        verb.add_argument("--csv", type=Path)
+        verb.set_defaults(do=write_rows, measure=measure)
+    args = parser.parse_args()
     args.do(args)
-
-
-def make_sets(folder: Path, data: Path, names: Sequence[str], seed: int) -> None:
-    for name in names:
-        plant(data, name, folder / f"{name}-{seed}", seed)
 
 
 if __name__ == "__main__":
