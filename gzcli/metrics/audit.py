@@ -247,8 +247,8 @@ class Aligner:
         return x - self.blur @ x @ self.blur.T
 
     def projections(self) -> np.ndarray:
-        """Random projections of the details without their mean, which keep the correlations of images, float32
-        [N, PROJECTIONS]."""
+        """Random projections of the details without their mean, which keep the correlations of images,
+        float32 [N, PROJECTIONS]."""
         rng = np.random.default_rng(0)
         directions = rng.standard_normal((self.side**2, PROJECTIONS), np.float32)
         onto = torch.from_numpy(directions).to(self.device)
