@@ -295,6 +295,8 @@ def mislabelled(
 ) -> tuple[list[Fault], list[str]]:
     """The images whose label is probably wrong, the most certain first. Foreign images are not judged."""
     labels, notes = survey.labels[survey.described], list[str]()
+    if not survey.classes:
+        return [], notes
     counts = np.bincount(labels[labels >= 0], minlength=len(survey.classes))
     enough = counts >= audit.MIN_CLASS_IMAGES
     if few := int((~enough & (counts > 0)).sum()):
