@@ -31,13 +31,13 @@ from gzcli.store.jobs import AUDIT_KINDS, AuditJob
 from gzcli.store.png import picture_of, save_png
 
 BATCH_IMAGES = 16  # images in a forward pass
-MOVED = 0.5  # pixels of a thumbnail by which a copy is moved at least, to be called so
+MOVED_PIXELS = 0.5  # pixels of a thumbnail by which a copy is moved at least, to be called so
 BLANK_LEVELS = 4  # largest difference between the grey levels of a blank image, as compression leaves it
 COMMON_SHARE = 0.9  # of the images: if as many have one size, every other size is odd
 ODD_FACTOR = 2.0  # by which an odd side or aspect ratio exceeds those of nearly all images
 NEARLY_ALL = (0.02, 0.98)  # quantiles between which nearly all images are
-SHEET_IMAGES, SHEET_COLUMNS = 16, 8  # of each kind on the sheet
-HEADER = ("file", "split", "kind", "score", "of", "label", "suggested", "note")
+DRAWN_FAULTS, FAULTS_PER_ROW = 16, 8  # of each kind on the sheet
+TABLE_COLUMNS = ("file", "split", "kind", "score", "of", "label", "suggested", "note")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run(job: AuditJob, folder: Path, device: torch.device, log: Log) -> dict[str
     began = time.monotonic()
     data = at_hand(locate(job.data), log.info)
     images = as_pictures(read(data, data.form, log.info))
-    rows = positions(images, job.n)
+    rows = chosen_places(images, job.n)
     with log.bar("images") as progress:
         survey = surveyed(images, rows, audit.describer(device), progress)
     faults, notes = faults_of(survey, device)
@@ -103,7 +103,11 @@ def run(job: AuditJob, folder: Path, device: torch.device, log: Log) -> dict[str
         notes.append("labels were not judged, because an image may have several")
     if len(rows) < sum(images.counts.values()):
         notes.append(f"{counted(len(rows), 'image')} of {sum(images.counts.values()):,}, drawn at random")
-    write_csv(folder / "audit.csv", HEADER, [tuple(asdict(fault)[key] for key in HEADER) for fault in faults])
+    write_csv(
+        folder / "audit.csv",
+        TABLE_COLUMNS,
+        [tuple(asdict(fault)[key] for key in TABLE_COLUMNS) for fault in faults],
+    )
     picture = folder / "audit.png" if draw(images, rows, survey, faults, folder / "audit.png") else None
     return {
         "data": data.reference,
@@ -125,7 +129,7 @@ def as_pictures(images: RawImages) -> RawImages:
     return images if images.values is None else with_pictures(images, value_ranges(images))
 
 
-def positions(images: RawImages, n: int | None) -> dict[tuple[str, int], int]:
+def chosen_places(images: RawImages, n: int | None) -> dict[tuple[str, int], int]:
     """The images to audit, (split, number in it), and their positions: all, or n that are drawn at random."""
     every = [(split, i) for split in SPLITS for i in range(images.counts.get(split, 0))]
     chosen = np.sort(np.random.default_rng(0).permutation(len(every))[:n]).tolist()
@@ -185,7 +189,7 @@ def surveyed(
         sides=np.zeros((len(rows), 2), np.int64),
     )
     side, first, inputs = thumbnail_side(images), dict[bytes, int](), list[np.ndarray]()
-    shapes: tuple[tuple[str, int], ...] = (("RGB", audit.INPUT_SIDE), ("L", side))
+    shapes: tuple[tuple[str, int], ...] = (("RGB", audit.NETWORK_SIDE), ("L", side))
 
     def flush() -> None:
         if inputs:
@@ -273,7 +277,13 @@ def copied(survey: Survey, near: audit.Copies | None) -> list[Fault]:
     links: dict[int, tuple[float, str]] = {}
     if near is not None:
         for k in np.argsort(near.agreement).tolist():  # the best link of an image is the last
-            how = "mirrored" if near.mirrored[k] else "moved" if np.abs(near.shift[k]).max() > MOVED else ""
+            how = (
+                "mirrored"
+                if near.mirrored[k]
+                else "moved"
+                if np.abs(near.shift[k]).max() > MOVED_PIXELS
+                else ""
+            )
             for i in near.pairs[k].tolist():
                 links[described[i]] = float(near.agreement[k]), how
     for position, twin in sorted(survey.original.items()):
@@ -338,7 +348,7 @@ def draw(
         return False
     position = {name: i for i, name in enumerate(survey.names)}
     names = {
-        name for some in shown.values() for fault in some[:SHEET_IMAGES] for name in (fault.file, fault.of)
+        name for some in shown.values() for fault in some[:DRAWN_FAULTS] for name in (fault.file, fault.of)
     }
     wanted = {position[name] for name in names if name}
     cells = {}
@@ -352,10 +362,10 @@ def draw(
 
 def block_of(kind: str, faults: Sequence[Fault], cells: Mapping[str, np.ndarray]) -> list[Row]:
     """The rows of the sheet for a kind of fault. Originals are below their copies."""
-    block, some = [], faults[:SHEET_IMAGES]
+    block, some = [], faults[:DRAWN_FAULTS]
     count = f"{len(faults):,}, first {len(some)}" if len(some) < len(faults) else f"{len(faults)}"
-    for start in range(0, len(some), SHEET_COLUMNS):
-        part = some[start : start + SHEET_COLUMNS]
+    for start in range(0, len(some), FAULTS_PER_ROW):
+        part = some[start : start + FAULTS_PER_ROW]
         words = [(fault.file, in_words(fault)) for fault in part]
         block.append(
             Row("" if start else f"{kind}: {count}", [cells[fault.file] for fault in part], under=words)

@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 1024  # rows of a matrix of distances, or pairs of images, that a
 
 # ---------------------------------------------------------------------------- features
 
-INPUT_SIDE = 160  # side of the network's inputs: half the cost of 224, and as accurate for small images
+NETWORK_SIDE = 160  # side of the network's inputs: half the cost of 224, and as accurate for small images
 LAYOUT_SIDE = 3  # places per side at which earlier activations are averaged
 MAX_WIDTH = 1280  # features of the last activations
 
@@ -74,7 +74,7 @@ class Features:
 
 
 def describer(device: torch.device) -> Callable[[np.ndarray], Features]:
-    """A function from images uint8 [B, 3, INPUT_SIDE, INPUT_SIDE] to their features."""
+    """A function from images uint8 [B, 3, NETWORK_SIDE, NETWORK_SIDE] to their features."""
     net = lite_net(lite_weights()[0]).to(device)
     stages = net.tapped()
     children = [child for stage in stages for child in stage.children()]
@@ -134,7 +134,7 @@ class Neighbourhood:
 
     @classmethod
     def of(cls, features: Features, device: torch.device) -> Neighbourhood:
-        k = max(CANDIDATES + PEERS, MAX_RANK)
+        k = max(MAX_CANDIDATES + PEER_IMAGES, MAX_RANK)
         rows = features.directions, standardised(features.fine), standardised(features.coarse)
         return cls(*(Neighbours.of(part, k, device) for part in rows))
 
@@ -149,7 +149,7 @@ GROUP_SHARE, MIN_RANK, MAX_RANK = (
 )  # rank k of the neighbour, as a share of the images and its limits
 MIN_DEVIATION = 2.25  # standard deviations above the median of an image that does not belong
 # quantiles of a normal distribution, and their standard deviations above its median
-UPPER, FAR, FAR_DEVIATIONS = 0.84, 0.975, 1.96
+UPPER_QUANTILE, FAR_QUANTILE, FAR_DEVIATIONS = 0.84, 0.975, 1.96
 
 
 def foreign(neighbourhood: Neighbourhood) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +161,9 @@ def foreign(neighbourhood: Neighbourhood) -> tuple[np.ndarray, np.ndarray]:
     """
     far = deviations(neighbourhood)
     p = (len(far) - np.searchsorted(np.sort(far), far)) / len(far)
-    tail = max(1.0, np.quantile(far, FAR) / FAR_DEVIATIONS)  # distances may spread more than normal ones
+    tail = max(
+        1.0, np.quantile(far, FAR_QUANTILE) / FAR_DEVIATIONS
+    )  # distances may spread more than normal ones
     return p, far >= MIN_DEVIATION * tail
 
 
@@ -181,22 +183,22 @@ def rank_of(n: int) -> int:
 
 def robust(values: np.ndarray) -> np.ndarray:
     """Values as deviations above their median."""
-    middle, upper = np.quantile(values, (0.5, UPPER))
+    middle, upper = np.quantile(values, (0.5, UPPER_QUANTILE))
     return (values - middle) / max(upper - middle, 1e-6)
 
 
 # ---------------------------------------------------------------------------- copies
 
-CANDIDATES = 10  # nearest neighbours by the last activations that may be copies
-MORE_CANDIDATES = (
+MAX_CANDIDATES = 10  # nearest neighbours by the last activations that may be copies
+MAX_FURTHER_CANDIDATES = (
     3  # and by earlier activations, and by fine details, which alone tell images of one thing apart
 )
-PROJECTIONS = 512  # random projections of fine details
-PEERS = 6  # neighbours of both kinds after the candidates, which show what similar images share
+DETAIL_PROJECTIONS = 512  # random projections of fine details
+PEER_IMAGES = 6  # neighbours of both kinds after the candidates, which show what similar images share
 DOUBTFUL_PAIRS = 3  # of an image, those that agree most, which are compared with its peers
 MIN_THUMBNAIL_SIDE, THUMBNAIL_SIDE = 16, 96  # smallest and largest side at which images are compared
 COARSE_SIDE = 24  # side at which most candidates are refused
-BLUR = 2.0  # standard deviation in pixels of the blur that is subtracted to obtain fine details
+BLUR_PIXELS = 2.0  # standard deviation in pixels of the blur that is subtracted to obtain fine details
 MAX_SHIFT_SHARE = 0.1  # of the side of an image
 MIN_SHIFT = 2  # pixels by which a copy may be moved, whatever its side
 COARSE_AGREEMENT = 0.6  # least correlation of the details of candidates at the coarse side
@@ -234,7 +236,7 @@ class Aligner:
         self.thumbnails, self.device = thumbnails, device
         self.side = thumbnails.shape[-1]
         self.margin = max(MIN_SHIFT, round(MAX_SHIFT_SHARE * self.side))
-        blur = gaussian_filter1d(np.eye(self.side, dtype=np.float32), BLUR, axis=0)
+        blur = gaussian_filter1d(np.eye(self.side, dtype=np.float32), BLUR_PIXELS, axis=0)
         self.blur = torch.from_numpy(blur).to(device)
         # frequencies in radians per pixel
         down = torch.fft.fftfreq(self.side, device=device)[:, None]
@@ -248,9 +250,9 @@ class Aligner:
 
     def projections(self) -> np.ndarray:
         """Random projections of the details without their mean, which keep the correlations of images,
-        float32 [N, PROJECTIONS]."""
+        float32 [N, DETAIL_PROJECTIONS]."""
         rng = np.random.default_rng(0)
-        directions = rng.standard_normal((self.side**2, PROJECTIONS), np.float32)
+        directions = rng.standard_normal((self.side**2, DETAIL_PROJECTIONS), np.float32)
         onto = torch.from_numpy(directions).to(self.device)
         mean = sum(part.sum(0) for part in self._all_details()) / len(self.thumbnails)
         parts = [F.normalize((part - mean).flatten(1)) @ onto for part in self._all_details()]
@@ -319,10 +321,12 @@ def correlations(a: Tensor, b: Tensor) -> Tensor:
 def near_copies(thumbnails: np.ndarray, neighbourhood: Neighbourhood, device: torch.device) -> Copies:
     """The copies among N images, of grey thumbnails uint8 [N, S, S]."""
     aligner, by_objects = Aligner(thumbnails, device), neighbourhood.objects.positions
-    by_details = Neighbours.of(aligner.projections(), MORE_CANDIDATES + PEERS, device).positions
+    by_details = Neighbours.of(aligner.projections(), MAX_FURTHER_CANDIDATES + PEER_IMAGES, device).positions
     by_coarse = neighbourhood.coarse.positions
     pairs = unique_pairs(
-        by_objects[:, :CANDIDATES], by_coarse[:, :MORE_CANDIDATES], by_details[:, :MORE_CANDIDATES]
+        by_objects[:, :MAX_CANDIDATES],
+        by_coarse[:, :MAX_FURTHER_CANDIDATES],
+        by_details[:, :MAX_FURTHER_CANDIDATES],
     )
     if aligner.side > 2 * COARSE_SIDE:
         images = torch.from_numpy(thumbnails)[:, None]
@@ -334,10 +338,14 @@ def near_copies(thumbnails: np.ndarray, neighbourhood: Neighbourhood, device: to
     pairs, table = pairs[similar], table[similar]
     copies = table[:, 0] >= CERTAIN_AGREEMENT
     peers = np.concatenate(
-        [by_objects[:, CANDIDATES : CANDIDATES + PEERS], by_details[:, MORE_CANDIDATES:]], 1
+        [
+            by_objects[:, MAX_CANDIDATES : MAX_CANDIDATES + PEER_IMAGES],
+            by_details[:, MAX_FURTHER_CANDIDATES:],
+        ],
+        1,
     )
     doubtful = np.flatnonzero(~copies & (places_of(pairs, table[:, 0]) < DOUBTFUL_PAIRS))
-    if len(doubtful) and peers.shape[1] == 2 * PEERS:
+    if len(doubtful) and peers.shape[1] == 2 * PEER_IMAGES:
         limit = least_beyond(aligner, by_objects, peers)
         copies[doubtful] = beyond(aligner, pairs[doubtful], peers) >= limit
     pairs, table = pairs[copies], table[copies]
@@ -400,7 +408,7 @@ def least_beyond(aligner: Aligner, nearest: np.ndarray, peers: np.ndarray) -> fl
     """The correlation that similar images do not reach beyond what their peers explain. Few neighbours are
     copies, so the correlations of neighbours show it."""
     first = np.random.default_rng(0).permutation(len(nearest))[:NULL_PAIRS]
-    pairs = np.stack([first, nearest[first, CANDIDATES // 2]], 1)
+    pairs = np.stack([first, nearest[first, MAX_CANDIDATES // 2]], 1)
     usual = np.arctanh(np.clip(beyond(aligner, pairs, peers), -0.999, 0.999))
     middle, tail = np.quantile(usual, (0.5, UPPER_TAIL))
     limit = np.tanh(middle + BEYOND_DEVIATIONS * (tail - middle) / TAIL_DEVIATIONS)
@@ -409,12 +417,17 @@ def least_beyond(aligner: Aligner, nearest: np.ndarray, peers: np.ndarray) -> fl
 
 # ---------------------------------------------------------------------------- wrong labels
 
-FOLDS, ROUNDS = 5, 3  # each round divides the images anew, which averages the chance of a division
+LABEL_FOLDS, LABEL_ROUNDS = (
+    5,
+    3,
+)  # each round divides the images anew, which averages the chance of a division
 MANY_IMAGES = 10_000  # above which one round suffices
-COMPONENTS = 256  # principal components that the classifier reads
-PENALTY = 3.0  # inverse strength of its regularisation
-MIN_CLASS_IMAGES = FOLDS  # a smaller class has folds without it, so its labels are not judged
-LABEL_ODDS = 7.0  # how many times more probable another class is than the label of a suspect
+LABEL_COMPONENTS = 256  # principal components that the classifier reads
+INVERSE_PENALTY = 3.0  # inverse strength of its regularisation
+MIN_CLASS_IMAGES = LABEL_FOLDS  # a smaller class has folds without it, so its labels are not judged
+MIN_PROBABILITY = 1e-9  # of a class that a fold does not know
+POWER_LIMITS = (0.5, 8.0)  # limits of the power of `calibrated`
+LABEL_ODDS = 10.0  # how many times more probable another class is than the label of a suspect
 
 
 def class_probabilities(features: Features, labels: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -427,18 +440,35 @@ def class_probabilities(features: Features, labels: np.ndarray, group: np.ndarra
     from sklearn.linear_model import LogisticRegression
 
     n, rng = len(labels), np.random.default_rng(0)
-    count = min(COMPONENTS, n - 1)
+    count = min(LABEL_COMPONENTS, n - 1)
     x = PCA(count, svd_solver="randomized", random_state=0).fit_transform(features.together)
     x /= np.sqrt((x**2).sum(1).mean())
     total = np.zeros((n, labels.max() + 1))
-    rounds = ROUNDS if n <= MANY_IMAGES else 1
+    rounds = LABEL_ROUNDS if n <= MANY_IMAGES else 1
     for _ in range(rounds):
         fold = folds_of(labels, group, rng)
-        for k in range(FOLDS):
+        for k in range(LABEL_FOLDS):
             held_out = fold == k
-            judge = LogisticRegression(C=PENALTY, max_iter=300).fit(x[~held_out], labels[~held_out])
+            judge = LogisticRegression(C=INVERSE_PENALTY, max_iter=300).fit(x[~held_out], labels[~held_out])
             total[np.ix_(held_out, judge.classes_)] += judge.predict_proba(x[held_out]) / rounds
-    return total
+    return calibrated(total, labels)
+
+
+def calibrated(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Probabilities to the power that maximises the likelihood of the labels (temperature scaling, Guo et al.
+    2017, arXiv:1706.04599). A regularised judge of few images is too cautious. All odds change by the same
+    power, so their order stays."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logs = np.log(np.maximum(probabilities, MIN_PROBABILITY))
+    every = np.arange(len(labels))
+
+    def loss(power: float) -> float:
+        return -float(log_softmax(power * logs, 1)[every, labels].mean())
+
+    best = minimize_scalar(loss, bounds=POWER_LIMITS, method="bounded").x
+    return np.exp(log_softmax(best * logs, 1))
 
 
 def folds_of(labels: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -447,7 +477,7 @@ def folds_of(labels: np.ndarray, group: np.ndarray, rng: np.random.Generator) ->
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     fold = np.empty(len(labels), np.int64)
-    fold[order] = np.arange(len(labels)) % FOLDS
+    fold[order] = np.arange(len(labels)) % LABEL_FOLDS
     _, first, member = np.unique(group, return_index=True, return_inverse=True)
     return fold[first][member]
 

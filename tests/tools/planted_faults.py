@@ -380,11 +380,11 @@ def describe(folder: Path) -> dict[str, float | str]:
     import torch
 
     from gzcli.data.readers.folder import open_path
-    from gzcli.judge.audit import positions, surveyed
+    from gzcli.judge.audit import chosen_places, surveyed
     from gzcli.metrics import audit
 
     images = open_path(folder)
-    rows = positions(images, None)
+    rows = chosen_places(images, None)
     survey = surveyed(images, rows, audit.describer(torch.device("cpu")), lambda *_: None)
     features, labels = audit.Features.joined(survey.features), survey.labels[survey.described]
     probabilities = audit.class_probabilities(features, labels, np.arange(len(labels)))

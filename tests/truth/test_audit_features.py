@@ -84,4 +84,4 @@ def test_wrong_labels_come_first():
 def test_copies_are_judged_in_one_fold():
     labels, group = np.arange(40) % 2, np.arange(40) // 2
     fold = audit.folds_of(labels, group, np.random.default_rng(0))
-    assert (fold[::2] == fold[1::2]).all() and {*fold.tolist()} <= {*range(audit.FOLDS)}
+    assert (fold[::2] == fold[1::2]).all() and {*fold.tolist()} <= {*range(audit.LABEL_FOLDS)}
