@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gzcli import league, models
     from gzcli.api import Data, datasets, load, open_data, runs, train
     from gzcli.api import LoadedRun as Run
+    from gzcli.api.auditing import audit
     from gzcli.api.compare import bench, compare
     from gzcli.api.samples import Samples
     from gzcli.api.sampling import sample
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # name → its module, and its name there if it differs
 _PLACES = {
     **dict.fromkeys(("Data", "datasets", "load", "open_data", "runs", "train"), "gzcli.api"),
+    "audit": "gzcli.api.auditing",
     **dict.fromkeys(("bench", "compare"), "gzcli.api.compare"),
     **dict.fromkeys(("alarm", "ood"), "gzcli.api.scoring"),
     "Samples": "gzcli.api.samples",
@@ -61,6 +63,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "alarm",
+    "audit",
     "bench",
     "compare",
     "datasets",

@@ -1,4 +1,4 @@
-"""`gz data`: download, import, show, list, verify and remove data sets."""
+"""`gz data`: download, import, show, list, verify, audit and remove data sets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
-from gzcli.cli.jobs import new_set, quoted
+from gzcli.cli.jobs import do_job, end, new_set, quoted, took
 from gzcli.cli.list import group, list_data
 from gzcli.cli.options import a_set, argument, option
-from gzcli.core.errors import MissingError, UsageError, choose
-from gzcli.core.units import Size, packable, sides
+from gzcli.core.errors import FLAGGED_CODE, MissingError, UsageError, choose
+from gzcli.core.units import Size, counted, packable, sides
 from gzcli.data import library
 from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched, locate, names, slug
 
@@ -69,6 +69,10 @@ _FIT_HELP = "How images of another shape are resized: crop, pad or stretch. Defa
 _Fit = Annotated[str, option("--fit F", _FIT_HELP)]
 _Layout = Annotated[str | None, option("--layout L", _LAYOUT_HELP)]
 _SkipBad = Annotated[bool, option("--skip-bad", "Skip images that cannot be read.")]
+_AUDITED_HELP = "Number of images, drawn at random. Default: all."
+_AuditedImages = Annotated[int | None, option("-n N", _AUDITED_HELP, min=1)]
+_FAIL_HELP = "Exit with code 6 if there is a fault, for scripts."
+_Fail = Annotated[bool, option("--fail", _FAIL_HELP)]
 _Long = Annotated[bool, option("--long -l", "Also show splits, sizes, licences and citations.")]
 
 
@@ -244,6 +248,34 @@ def verify(names: _Some = None) -> None:
     lines = [(row["name"], len(row["files"]), len(row["packs"]), "ok") for row in rows]
     out.table(("data", "files", "packs", "state"), lines)
     out.data({"data": rows})
+
+
+@app.command()
+def audit(name: _Shown, n: _AuditedImages = None, fail: _Fail = False, open_: opt.Open = False) -> None:
+    """Find copies, wrong labels, foreign images and unusable files.
+
+    gz changes nothing. It lists the faults in `audit.csv`, and draws the images on the sheet `audit.png`.
+    """
+    from gzcli.launch import auditing
+    from gzcli.report.audit import faults_table
+
+    request = auditing.ask(name, n)
+    folder = request.new_folder()
+    result = do_job(folder, request.job)
+    shown = faults_table(result)
+    if shown.rows:
+        out.table(shown.head, shown.rows)
+    for text in (*shown.notes, *(f"note: {note}" for note in result["notes"]), f"files: {folder}"):
+        out.info(text)
+    if result["sheet"]:
+        out.picture(Path(result["sheet"]), opened=open_)
+    files = {row["file"] for row in result["faults"]}
+    words = f"gz data audit {quoted(name)}{f' -n {n}' if n else ''} --fail"
+    again = (words, f"exit with code {FLAGGED_CODE} if there is a fault")
+    end([f"{len(files):,} of {counted(result['images'], 'image')} with faults", took()], [again])
+    out.data(result)
+    if fail and files:
+        raise SystemExit(FLAGGED_CODE)
 
 
 @app.command()

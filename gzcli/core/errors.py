@@ -14,9 +14,9 @@ from importlib.util import find_spec
 
 from gzcli.core.hints import Hint, HintPart, advice
 
-FLAGGED_CODE = (
-    6  # the exit code of `gz ood --input --fail` if an image is flagged or unreadable; not an error
-)
+# the exit code of `gz ood --input --fail` if an image is flagged or unreadable, and of `gz data audit --fail`
+# if there is a fault; not an error
+FLAGGED_CODE = 6
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
 

@@ -48,6 +48,7 @@ JOB_MODULES = {  # verb of a job → the module whose `run` does it
     "inspect": "judge.inspection",
     "portable": "export.alarm",
     "bench": "judge.bench",
+    "audit": "judge.audit",
     "export": "export.export",
     "published": "export.published",
     "ema": "engine.averages",

@@ -143,6 +143,18 @@ class BenchJob(RunJob):
     verb: str = field(default="bench", kw_only=True)
 
 
+AUDIT_KINDS = ("unreadable", "blank", "size", "split-copy", "copy", "foreign", "label")  # of faults
+
+
+@dataclass(frozen=True)
+class AuditJob(Job):
+    """A search for faults of a data set."""
+
+    data: str  # name or path of the data set
+    n: int | None = None  # number of images, drawn at random; None: all
+    verb: str = field(default="audit", kw_only=True)
+
+
 @dataclass(frozen=True)
 class ExportJob(Job):
     """A run as one file to share, or its weights in the format of another library."""
@@ -193,7 +205,8 @@ class TrialJob(Job):
 
 
 _OF_SCORES: tuple[type[Job], ...] = (OodJob, AlarmJob, InspectJob, PortableJob)
-_KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, BenchJob, ExportJob, PublishedJob, EmaJob, TrialJob)
+_OF_RUNS: tuple[type[Job], ...] = (BenchJob, ExportJob, PublishedJob, EmaJob, TrialJob)
+_KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, *_OF_RUNS, AuditJob)
 
 
 def origin_of(job: Job) -> dict[str, Any]:
