@@ -169,7 +169,7 @@ def test_image(shape: Sequence[int]) -> Any:
     return (np.arange(math.prod(shape)) * 37 % 251).astype(np.uint8).reshape(1, *shape)
 
 
-def check(spec: dict[str, Any], graph: Any) -> int:
+def self_test(spec: dict[str, Any], graph: Any) -> int:
     """Compares the scores of the test image with those of the export. Returns the exit code."""
     import numpy as np
 
@@ -194,7 +194,7 @@ def main() -> int:
     except Exception as e:  # JSON, numpy and onnxruntime raise many kinds
         fail(f"the alarm is damaged, export it again: {reason(e)}")
     if chosen.check:
-        return check(spec, graph)
+        return self_test(spec, graph)
     if chosen.pictures is None:
         fail("which images? judge.py FOLDER, or judge.py --check")
     model, usual = table[:, 0].astype(int), table[:, 1]

@@ -547,8 +547,9 @@ def test_good_pictures_alone_make_an_alarm(good, tmp_path, pictures):
     assert result["run"] is None and result["compared"]["n"] == 49 and result["compared"]["folds"] == 20
     assert result["compared"]["bound"] > 2 * 0.02 and len(result["files"]) == 30
     named = by_method(good, pictures, tmp_path / "named", method="pca_local")
+    assert not result["choice"] and 0 <= named["choice"]["pca_local"] <= 1
     for each in (result, named):
-        assert 0 <= each["choice"][each["name"]] <= 1 and each["compared"]["n"] == 49
+        assert each["compared"]["n"] == 49
         assert set(each["power"]) == set(DEFECT_KINDS) and 0 <= each["compared"]["drift"] <= 1
         assert any("synthetic defects seen at 2 %: paste " in note for note in each["notes"])
     for each in (result, named):

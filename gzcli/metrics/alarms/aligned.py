@@ -67,7 +67,7 @@ class Member(State):
         return scores
 
 
-Pair = tuple[Member, np.ndarray]  # a member, and its raw values of good images
+MemberMaps = tuple[Member, np.ndarray]  # a member, and its raw values of good images
 
 
 @dataclass(eq=False)
@@ -154,14 +154,14 @@ def fitted_members(images: np.ndarray) -> tuple[Aligned, list[np.ndarray]]:
     return Aligned({"factors": tuple(every), "components": tuple(components)}, tuple(members)), usual
 
 
-def smooth_places(images: np.ndarray, factor: int) -> Pair:
+def smooth_places(images: np.ndarray, factor: int) -> MemberMaps:
     x = reductions(images, factor)
     usual = pca.strengths(pca.left_out(x[None], SMOOTH_COMPONENTS))
     local = fit_local(usual, (-9,), even=True)
     return member(pca.PcaLocal({}, factor, local, pca.components(x, SMOOTH_COMPONENTS)), usual)
 
 
-def near_patches(images: np.ndarray, factor: int) -> Pair:
+def near_patches(images: np.ndarray, factor: int) -> MemberMaps:
     x = reductions(images, factor)
     embedding = patches.embed(x, 3, 0.0)
     memory, usual = patches.remembered(embedding(x))
@@ -174,7 +174,7 @@ def near_patches(images: np.ndarray, factor: int) -> Pair:
     )
 
 
-def member(fitted: Mapped, usual: np.ndarray, whole: int = 0) -> Pair:
+def member(fitted: Mapped, usual: np.ndarray, whole: int = 0) -> MemberMaps:
     """A member, standardised by the maps of good images to which it was not fitted, and these maps."""
     levels = fitted.local.rise(torch.from_numpy(usual)).log().flatten().numpy()
     rows = [[each.mean(), max(float(each.std()), 1e-6)] for each in (fitted.local.tops(usual), levels)]

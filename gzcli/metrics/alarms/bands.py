@@ -89,11 +89,11 @@ def bands(images: np.ndarray) -> tuple[Bands, np.ndarray, np.ndarray]:
     x = remembered_responses(images)[0].numpy()
     held_out = np.empty(len(x))
     for part in parts_of(len(x)):
-        rest = fitted(x[~part]) if len(x) > 1 else fitted(x)
+        rest = bands_of(x[~part]) if len(x) > 1 else bands_of(x)
         held_out[part] = rest.of_responses(torch.from_numpy(x[part])).amax((1, 2)).numpy()
-    return fitted(x), held_out, held_out
+    return bands_of(x), held_out, held_out
 
 
-def fitted(x: np.ndarray) -> Bands:
+def bands_of(x: np.ndarray) -> Bands:
     """`bands`, from the responses of good images."""
     return Bands({"scales": BLUR_DEVIATIONS}, tuple(fit_local(x[:, k], (1,)) for k in range(x.shape[1])))

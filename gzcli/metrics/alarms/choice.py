@@ -25,6 +25,7 @@ from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, METHODS
 
 MAX_THRESHOLD_RATE = 0.06  # largest false-alarm rate of a threshold that counts
+MIN_IMAGES_TO_CHOOSE_MEMBERS = 40  # fewest good images for a choice of members; with fewer, all are used
 MIN_IMAGES_TO_CHOOSE = 12  # fewest good images for a choice; with fewer, the first settings are used
 HELD_OUT_SHARE, MAX_HELD_OUT_IMAGES = (
     0.28,
@@ -72,7 +73,8 @@ def choose(images: np.ndarray, name: str) -> Choice:
     if not len(images):
         return Choice(name, defaults(name, factors), None)
     if name == DEFAULT_METHOD:
-        return choose_members(images)
+        enough = len(images) >= MIN_IMAGES_TO_CHOOSE_MEMBERS
+        return choose_members(images) if enough else Choice(name, {}, None)
     defects = [synthetic(images, each=DEFECTS_PER_KIND, plain=plain) for plain in (False, True)]
     bad, source = (np.concatenate([each[i] for each in defects]) for i in (0, 2))
     rows = list(tried(name, factors, images, bad, source))

@@ -24,7 +24,7 @@ from gzcli.metrics.pretrained import MEAN, STD, lite_net, lite_weights
 TRAINED_SIDE = 224  # side of the images on which the network was trained
 COARSE_STRIDE = 16  # stride of the coarser activations, in pixels of the resized image
 
-Pair = tuple[Tensor, ...]  # features of places [N, D, h, w], and of images [N, E]
+FeaturePair = tuple[Tensor, ...]  # features of places [N, D, h, w], and of images [N, E]
 
 
 def cells_of(shape: Sequence[int]) -> tuple[int, int]:
@@ -34,12 +34,12 @@ def cells_of(shape: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def features(images: Tensor) -> Pair:
+def features(images: Tensor) -> FeaturePair:
     """The features of images uint8 [N, C, H, W]. Raises MissingError if the weights are missing."""
     return once(images, "features", lambda: _remembered.of(images))
 
 
-def computed(images: Tensor) -> Pair:
+def computed(images: Tensor) -> FeaturePair:
     finer, coarser = network()
     h, w = cells_of(images.shape[1:])
     height, width = images.shape[2:]
@@ -55,7 +55,7 @@ def computed(images: Tensor) -> Pair:
 _remembered = Remembered(computed)
 
 
-def remembered_features(images: np.ndarray) -> Pair:
+def remembered_features(images: np.ndarray) -> FeaturePair:
     """The features of an array."""
     return _remembered(images)
 
