@@ -34,7 +34,7 @@ from gzcli.metrics.alarms.fitted import (
     sides,
 )
 from gzcli.metrics.alarms.local import decisive, fit_local, one_of
-from gzcli.metrics.alarms.state import State
+from gzcli.metrics.alarms.state import ModuleState
 
 SMOOTH_COMPONENTS = 20  # components for places that are too smooth
 MIN_STANDARDISED = (
@@ -46,7 +46,7 @@ MAPS_AT_ONCE = 16  # images whose maps are enlarged together
 
 
 @dataclass(eq=False)
-class Member(State):
+class Member(ModuleState):
     """A method, and the usual scores of good images.
 
     whole: number of tails of log ℓ that count: 0, 1 (the upper one) or 2.

@@ -22,7 +22,7 @@ from gzcli.metrics.alarms.aligned import aligned
 from gzcli.metrics.alarms.bands import bands
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.patches import patchcore
-from gzcli.metrics.alarms.state import State
+from gzcli.metrics.alarms.state import ModuleState
 from gzcli.metrics.alarms.whole import knn_features
 from gzcli.metrics.pretrained import has_lite_weights
 
@@ -39,7 +39,7 @@ MIN_UNIT = 1e-6
 
 
 @dataclass(eq=False)
-class Member(State):
+class Member(ModuleState):
     """A method, and the usual values of good images.
 
     usual: median and unit of its score, and of the largest value of its map, float32 [2, 2].

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gzcli.metrics.alarms.local import Local
-from gzcli.metrics.alarms.state import State, tensor
+from gzcli.metrics.alarms.state import ModuleState, tensor
 
 T = TypeVar("T")
 # images whose intermediate values are shared, and these values by key
@@ -24,7 +24,7 @@ REDUCED_VALUES = 4_000_000  # approximate number of pixels reduced together
 
 
 @dataclass(eq=False)
-class Fitted(State):
+class Fitted(ModuleState):
     """A fitted method, and the settings with which it was fitted. Images are uint8 [N, C, H, W] of one
     shape."""
 

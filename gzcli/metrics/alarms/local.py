@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gzcli.metrics.alarms.state import State
+from gzcli.metrics.alarms.state import ModuleState
 
 LOCAL_SIDES = (1, 3, 5)  # sides of the squares over which maps are averaged
 # the quantile of good images, and the multiple of it that counts as a quantile of places
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Local(State):
+class Local(ModuleState):
     level: Tensor  # μ of m / μ, float32 [h, w]
     relate: bool  # whether maps are relative
     mean: Tensor  # μ of u, float32 [h, w]

@@ -20,7 +20,7 @@ from torch import Tensor
 from gzcli.metrics.alarms.local import SHRINK, fit_local
 from gzcli.metrics.alarms.patches import patches_of, projected_on
 from gzcli.metrics.alarms.pca import Components, PcaLocal, moved, strength, with_moved
-from gzcli.metrics.alarms.state import State
+from gzcli.metrics.alarms.state import ModuleState
 
 NEIGHBOURHOOD_CELLS = 3  # side of a neighbourhood, in cells
 COMPONENT_SHARE = 0.4  # share of the components that are used
@@ -30,7 +30,7 @@ MIN_DIVISOR_SHARE = 0.05  # least divisor, as a share of a squared distance (see
 
 
 @dataclass(eq=False)
-class Whitened(State):
+class Whitened(ModuleState):
     rows: Tensor  # U, float32 [D, C · p · p]
     mean: Tensor  # float32 [D, h, w]
     deviation: Tensor  # σ, float32 [D, h, w]

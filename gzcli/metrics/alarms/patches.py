@@ -21,7 +21,7 @@ from gzcli.metrics.alarms.features import features, remembered_features
 from gzcli.metrics.alarms.fitted import Fitted, Mapped, once, reduced, reductions
 from gzcli.metrics.alarms.local import LOCAL_SIDES, fit_local
 from gzcli.metrics.alarms.pca import parts_of
-from gzcli.metrics.alarms.state import State
+from gzcli.metrics.alarms.state import ModuleState
 
 PATCH_COMPONENTS = 16  # principal components of a patch
 PATCH_STRIDE = 2  # cells from one patch to the next
@@ -32,7 +32,7 @@ PATCHES_AT_ONCE = 512  # patches compared together
 
 
 @dataclass(eq=False)
-class Embedding(State):
+class Embedding(ModuleState):
     """The embedding of a patch: its projection by a convolution, and its position."""
 
     side: int  # side of a patch, in cells

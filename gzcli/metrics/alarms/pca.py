@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, once, reduced, reductions
 from gzcli.metrics.alarms.local import LOCAL_SIDES, fit_local
-from gzcli.metrics.alarms.state import State, tensor
+from gzcli.metrics.alarms.state import ModuleState, tensor
 
 COMPONENTS = 60  # of `pca`
 MAX_COMPONENTS = 300  # components of `pca_local`, if there are that many images
@@ -32,7 +32,7 @@ AROUND = tuple(step for step in product((-1, 0, 1), repeat=2) if any(step))
 
 
 @dataclass(eq=False)
-class Components(State):
+class Components(ModuleState):
     mean: Tensor  # float32 [D]
     rows: Tensor  # float32 [components, D], orthonormal, in descending order of variance
 
