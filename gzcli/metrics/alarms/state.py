@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 
-class State(nn.Module):
+class ModuleState(nn.Module):
     """A base class of dataclasses with `eq=False`. A field that is a tensor becomes a buffer, one that is a
     tuple of modules an `nn.ModuleList`."""
 
-    def __new__(cls, *_: Any, **__: Any) -> State:
+    def __new__(cls, *_: Any, **__: Any) -> ModuleState:
         self = super().__new__(cls)
         nn.Module.__init__(self)  # before the dataclass assigns its fields
         return self
@@ -45,7 +45,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, State):
+    if isinstance(value, ModuleState):
         for field in fields(value):  # type: ignore[arg-type]  # subclasses are dataclasses
             _feed(digest, getattr(value, field.name))
     elif isinstance(value, torch.Tensor):
