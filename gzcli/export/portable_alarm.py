@@ -217,9 +217,13 @@ def main() -> int:
         files.append({"file": str(path), "p": p, "flagged": flagged})
         if not chosen.json:
             print(f"{p:.4f} {'!' if flagged else ' '} {shown(str(path))}", flush=True)
-    if len(scores) >= MIN_DRIFT_IMAGES and (chance := drift(scores, model, usual)) < DRIFT_LEVEL:
-        print(f"today differs as a whole (p {chance:.1g}): light, focus, camera?", file=sys.stderr)
     count, each = sum(row["flagged"] for row in files), (time.perf_counter() - began) / max(1, len(files))
+    if (
+        len(scores) >= MIN_DRIFT_IMAGES
+        and 2 * count <= len(files)
+        and (chance := drift(scores, model, usual)) < DRIFT_LEVEL
+    ):
+        print(f"today differs as a whole (p {chance:.1g}): light, focus, camera?", file=sys.stderr)
     if chosen.json:
         rows = [{"file": name, "error": why} for name, why in unread]
         print(json.dumps({"fpr": fpr, "flagged": count, "files": files, "unread": rows}), flush=True)
