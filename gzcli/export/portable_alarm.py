@@ -81,8 +81,8 @@ def find(top: Path, suffixes: list[str]) -> tuple[list[Path], Unread, Unread]:
         folders[:] = [] if place in seen else [name for name in folders if not is_hidden(name)]
         files = [] if place in seen else [Path(folder, name) for name in names if not is_hidden(name)]
         images += [path for path in files if path.suffix.lower() in suffixes]
-        other = (path for path in files if path.suffix.lower() not in suffixes)
-        others += [(str(path), "its name does not end like that of an image") for path in other]
+        unlike = (path for path in files if path.suffix.lower() not in suffixes)
+        others += [(str(path), "its name does not end like that of an image") for path in unlike]
         seen.add(place)
     return sorted(images), unread, others
 
@@ -208,11 +208,11 @@ def main() -> int:
     for path in paths:
         try:
             score = graph.run(["score"], {"image": read(path, spec)})[0][0]
-            scores.append(score)
             p = p_value(score[model], usual, spec["tails"])
         except Exception as e:  # Pillow and onnxruntime raise many kinds
             unread.append((str(path), reason(e)))
             continue
+        scores.append(score)
         flagged = p <= fpr * (1 + ROUNDING)
         files.append({"file": str(path), "p": p, "flagged": flagged})
         if not chosen.json:

@@ -28,7 +28,7 @@ from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import Scoring, Table, batches_of, map_of, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms import copies
-from gzcli.metrics.alarms.cross import USUAL_IMAGES, Calibrated, quantiles
+from gzcli.metrics.alarms.cross import USUAL_IMAGES, quantiles
 from gzcli.metrics.alarms.methods import DEFAULT_METHOD, LOCAL, METHODS
 from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import tails_of
@@ -167,6 +167,8 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
     pictures = open_pictures(job, good.form, log)
     images = np.asarray(pictures.images("test"))
     n, scores = len(calibrated.held_out), calibrated.score(images)
+    drift = conformal.drift(calibrated.held_out, calibrated.fold, scores)
+    flagged = conformal.flagged(calibrated.p_values(scores), job.fpr)
 
     def maps(chosen: np.ndarray) -> dict[int, np.ndarray]:
         strange = calibrated.map(images[chosen])
@@ -187,20 +189,18 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
             "needed": conformal.fewest(job.fpr),
             "folds": len(calibrated.models),
             "bound": calibrated.bound(job.fpr),
-            "drift": conformal.drift(calibrated.held_out, calibrated.fold, scores),
+            "drift": drift,
         },
-        notes=[*methods.notes(good, alarm, job.fpr), *drift_in_words(calibrated, scores, job.fpr)],
+        notes=[*methods.notes(good, alarm, job.fpr), *drift_in_words(drift, flagged)],
         levels=None,
         shows=name if job.maps and METHODS[name].mapped else None,
         maps=maps,
     )
 
 
-def drift_in_words(calibrated: Calibrated, scores: np.ndarray, fpr: float) -> list[str]:
+def drift_in_words(p: float, flagged: np.ndarray) -> list[str]:
     """A note if the images differ as a whole from those that calibrate."""
-    p = conformal.drift(calibrated.held_out, calibrated.fold, scores)
-    flagged = conformal.flagged(calibrated.p_values(scores), fpr)
-    if p >= DRIFT_LEVEL or len(scores) < MIN_DRIFT_IMAGES or flagged.mean() > MAX_DRIFT_FLAGGED:
+    if p >= DRIFT_LEVEL or len(flagged) < MIN_DRIFT_IMAGES or flagged.mean() > MAX_DRIFT_FLAGGED:
         return []
     cause = "light, focus, camera? `--calibrate DIR` with new good images adapts the alarm"
     return [f"today differs as a whole (p {p:.1g}): {cause}"]

@@ -359,7 +359,7 @@ def test_features_are_activations_of_the_network(monkeypatch):
 
     net = Lite0(lite_state()).eval().requires_grad_(False)
     monkeypatch.setattr(features, "network", lambda: tuple(net.tapped()))
-    monkeypatch.setattr(features._remembered, "rows", {})
+    monkeypatch.setattr(features.remembered_features, "rows", {})
     images = parts(5)
     places, whole = features.features(torch.from_numpy(images))
     expected = torch_features(images, net)

@@ -1,6 +1,6 @@
-"""Several methods of images whose parts lie in the same place. Each score is standardised by
-its mean and standard deviation over good images to which the method was not fitted. The score of an image is
-the mean of its two highest. The methods are
+"""Several methods of images whose parts lie in the same place. Each score is standardised by its mean and
+standard deviation over good images to which the method was not fitted. The score of an image is the mean of
+its two highest. The methods are
 
   pca_patch   at the second size: faint structure, and what is too smooth
   pca_local   at two sizes, relative and even: what is strong in its place or out of it

@@ -3,8 +3,8 @@
 Some of the good images are set aside for the choice: they are used for fitting, but neither for calibration
 nor for judgement. They are split into parts. A fit to all parts but one scores the images of that part, with
 and without a synthetic defect. `detection` is the share of defects that score above the good images, averaged
-over the thresholds at rates up to `RATES`. If hardly any defect is detected, as on an irregular texture,
-plainer defects are more informative.
+over the thresholds at rates up to `MAX_THRESHOLD_RATE`. If hardly any defect is detected, as on an irregular
+texture, plainer defects are more informative.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def choose(images: np.ndarray, name: str) -> Choice:
 
 def detection(good: np.ndarray, bad: np.ndarray, *, tails: int = 1) -> float:
     """The share of `bad` scores that are more unusual than a `good` score, averaged over the most unusual
-    `good` scores up to the rate `RATES`. Two tails are ordered as in `conformal`."""
+    `good` scores up to the rate `MAX_THRESHOLD_RATE`. Two tails are ordered as in `conformal`."""
     ordered, shares = np.sort(good), []
     for count in range(1, max(1, round(MAX_THRESHOLD_RATE * len(good))) + 1):
         low, high = (count // 2, (count + 1) // 2) if tails == 2 else (0, count)

@@ -36,7 +36,7 @@ def cells_of(shape: Sequence[int]) -> tuple[int, int]:
 
 def features(images: Tensor) -> FeaturePair:
     """The features of images uint8 [N, C, H, W]. Raises MissingError if the weights are missing."""
-    return once(images, "features", lambda: _remembered.of(images))
+    return once(images, "features", lambda: remembered_features.of(images))
 
 
 def computed(images: Tensor) -> FeaturePair:
@@ -52,12 +52,7 @@ def computed(images: Tensor) -> FeaturePair:
     return torch.cat([F.avg_pool2d(near, 2), far], 1).contiguous(), whole
 
 
-_remembered = Remembered(computed)
-
-
-def remembered_features(images: np.ndarray) -> FeaturePair:
-    """The features of an array."""
-    return _remembered(images)
+remembered_features = Remembered(computed)
 
 
 def resized(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:

@@ -78,12 +78,8 @@ class KnnPatch(Mapped):
     embedding: Embedding
     memory: Tensor  # float32 [M, dimensions + 2]
 
-    def seen(self, images: Tensor) -> Tensor:
-        """The values to embed, float32 [N, C, h, w]."""
-        return reduced(images, self.cell)
-
     def raw(self, images: Tensor) -> Tensor:
-        return distance(self.embedding.of(self.seen(images)), self.memory)
+        return distance(self.embedding.of(reduced(images, self.cell)), self.memory)
 
 
 @dataclass(eq=False)
@@ -182,20 +178,14 @@ def embed(x: np.ndarray, side: int, weight: float) -> Embedding:
 
 def coreset(embedded: np.ndarray, size: int, candidates: int = CANDIDATES) -> np.ndarray:
     """A greedy coreset [M, D] of at most `size` of the patches [n, h, w, D], chosen from so many of them."""
-    patches = embedded.reshape(-1, embedded.shape[-1])
-    return patches[coreset_rows(patches, size, candidates)]
-
-
-def coreset_rows(patches: np.ndarray, size: int, candidates: int) -> np.ndarray:
-    """The rows of a greedy coreset of patches [N, D], int64 [M]."""
-    rng, rows = np.random.default_rng(0), np.arange(len(patches))
-    if len(patches) > candidates:
-        rows = np.sort(rng.choice(len(patches), candidates, replace=False))
-    if len(rows) <= size:
-        return rows
-    patches = patches[rows]
+    whole, rng = embedded.reshape(-1, embedded.shape[-1]), np.random.default_rng(0)
+    if len(whole) > candidates:
+        whole = whole[np.sort(rng.choice(len(whole), candidates, replace=False))]
+    if len(whole) <= size:
+        return whole
+    patches = whole
     if patches.shape[1] > PROJECTED_DIMENSIONS:  # in which the farthest patches are about the same
-        patches = patches @ rng.normal(size=(patches.shape[1], PROJECTED_DIMENSIONS)).astype(np.float32)
+        patches = whole @ rng.normal(size=(patches.shape[1], PROJECTED_DIMENSIONS)).astype(np.float32)
     squares = np.square(patches).sum(1)
     chosen, least = np.empty(size, np.int64), np.full(len(patches), np.inf, np.float32)
     at = int(np.square(patches - patches.mean(0)).sum(1).argmin())
@@ -203,7 +193,7 @@ def coreset_rows(patches: np.ndarray, size: int, candidates: int) -> np.ndarray:
         chosen[i] = at
         np.minimum(least, squares - 2 * (patches @ patches[at]) + squares[at], out=least)
         at = int(least.argmax())
-    return rows[chosen]
+    return whole[chosen]
 
 
 def distances(embedded: np.ndarray, memory: np.ndarray) -> np.ndarray:
